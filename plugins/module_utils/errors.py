@@ -1,0 +1,15 @@
+# Copyright: Contributors to sendense.backup
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Errors whose text is the sentence an operator reads. Only a module's ``main`` turns them into a result."""
+
+from __future__ import annotations
+
+
+class SendenseError(Exception):
+    """A step failed; the message says what, on which VM or disk, the tool's own last words and what to do."""
+
+
+class Refused(SendenseError):
+    """The wish is not granted, because granting it would lose data or touch what is not ours."""

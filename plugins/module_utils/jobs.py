@@ -1,0 +1,86 @@
+# Copyright: Contributors to sendense.backup
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""What a job is: its id, and the folder in /run that holds what it needs while it lives."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import unicodedata
+from datetime import datetime, timezone
+from pathlib import Path
+
+from ansible_collections.sendense.backup.plugins.module_utils.errors import Refused
+
+RUN = Path("/run/sendense")
+USER = "sendense"  # the user that units run as, on hub and node; roles hub and node make it
+
+_JOB = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,30}[a-z0-9])?-[0-9a-f]{8}-([0-9]{8}T[0-9]{6}Z)")
+
+
+def slug(name: str) -> str:
+    """Return *name* as at most 32 characters of ``a-z0-9-``; ``vm`` when nothing of it can be spelt so."""
+    ascii_only = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode().lower()
+    return re.sub(r"[^a-z0-9]+", "-", ascii_only).strip("-")[:32].strip("-") or "vm"
+
+
+def job_id(name: str, instance_uuid: str, now: datetime | None = None) -> str:
+    """Return the id of a job that starts *now* (default: this second, UTC) for the VM of that name and uuid."""
+    moment = (now or datetime.now(timezone.utc)).strftime("%Y%m%dT%H%M%SZ")
+    return f"{slug(name)}-{instance_uuid[:8].lower()}-{moment}"
+
+
+def point_id(job: str) -> str:
+    """Return the restore point a job makes: its start, ``yyyymmddThhmmssZ``. Raises Refused for what is no job id."""
+    match = _JOB.fullmatch(job)
+    if not match:
+        raise Refused(f"'{job}' is not a job id; one looks like pgtest1-5029f3ab-20261123T140102Z")
+    return match.group(1)
+
+
+def export_name(job: str, rank: int) -> str:
+    """Return the NBD export name of the disk with that rank (0 first, in order of device key) in *job*."""
+    return f"{job}-disk{rank}"
+
+
+def folder(job: str) -> Path:
+    """Return the job's folder in /run, whether it is there or not."""
+    point_id(job)
+    return RUN / job
+
+
+def make_folder(job: str) -> Path:
+    """Make the job's folder (0700, owned by the service user where there is one) and return it."""
+    path = folder(job)
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    own(path)
+    return path
+
+
+def own(path: Path) -> None:
+    """Give *path* to the service user, so that units which run as it can use it; a no-op where there is no such user."""
+    try:
+        shutil.chown(path, USER, USER)
+    except LookupError:
+        return
+
+
+def write_private(path: Path, content: str) -> None:
+    """Write *content* to *path*, 0600 and owned by the service user, whole or not at all."""
+    scratch = path.with_name(f".{path.name}.new")
+    descriptor = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        file.write(content)
+    own(scratch)
+    scratch.replace(path)
+
+
+def leave_folder(job: str) -> None:
+    """Remove the job's folder once nothing is left in it; the last one to leave does so."""
+    try:
+        folder(job).rmdir()
+    except OSError:
+        return
