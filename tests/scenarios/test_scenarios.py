@@ -1,0 +1,38 @@
+# Copyright: Contributors to sendense.backup
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Every molecule scenario converges, repeats without a change and verifies, all in the one lab of this checkout."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+SCENARIOS = sorted((path.parent.name for path in ROOT.glob("molecule/*/molecule.yml")), key=lambda name: (name != "default", name))
+
+
+@pytest.fixture(scope="module")
+def molecule(request):
+    """Return a function that runs molecule in the lab, with its output shown live; what it raised goes down at the end."""
+    capture = request.config.pluginmanager.getplugin("capturemanager")
+
+    def run(*arguments: str) -> int:
+        environment = {**os.environ, "MOLECULE_GLOB": "molecule/*/molecule.yml"}
+        with capture.global_and_fixture_disabled():
+            return subprocess.run(["molecule", *arguments], cwd=ROOT, env=environment, check=False).returncode
+
+    try:
+        assert run("create", "--scenario-name", "default") == 0, "the lab does not come up"
+        yield run
+    finally:
+        assert run("destroy", "--scenario-name", "default") == 0, "the lab does not go down"
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS)
+def test_scenario(molecule, scenario):
+    assert molecule("test", "--scenario-name", scenario, "--destroy=never") == 0
