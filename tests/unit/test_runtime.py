@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""meta/runtime.yml knows every module: what it forgets runs without our action plugin, or without its group's defaults."""
+"""meta/runtime.yml knows every module: what it forgets runs without our action plugin or its group's defaults."""
 
 from __future__ import annotations
 
@@ -19,10 +19,12 @@ MODULES = {path.stem: path for path in sorted((ROOT / "plugins/modules").glob("*
 
 def fragments(path: Path) -> list[str]:
     """Return the documentation fragments that the module at *path* names."""
-    for node in ast.parse(path.read_text()).body:
-        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and node.targets[0].id == "DOCUMENTATION":
-            return list(yaml.safe_load(ast.literal_eval(node.value)).get("extends_documentation_fragment", []))
-    return []
+    named = {
+        node.targets[0].id: node.value
+        for node in ast.parse(path.read_text()).body
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)
+    }
+    return list(yaml.safe_load(ast.literal_eval(named["DOCUMENTATION"])).get("extends_documentation_fragment", []))
 
 
 def test_there_are_modules():
