@@ -1,0 +1,176 @@
+# Copyright: Contributors to sendense.backup
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The lab's command line: `python3 -m lab …`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+from lab import deps, image, machine, network
+from lab.cache import remove
+from lab.instance import DEFAULT_MACHINES, Lab, all_labs, here, is_node, machine_number, only_one_command, write_json
+from lab.network import Subnet
+from lab.process import Process, cgroups, end_cgroup, unmount_below
+from lab.shell import LabError, say
+
+
+def up(lab: Lab, arguments: argparse.Namespace) -> None:
+    for name in arguments.machines:
+        machine_number(name)
+    start = time.monotonic()
+    deps.install()
+    with only_one_command(lab):
+        names = sorted({*DEFAULT_MACHINES, *lab.machines(), *arguments.machines}, key=machine_number)
+        machine_image = image.image(lab)
+        net = network.claim(lab)
+        machine.ssh_key(lab)
+        network.raise_bridges(lab, net)
+        machine.know_hosts(lab, net, names)
+        started = [name for name in names if machine.raise_machine(lab, net, name, machine_image)]
+        for name in names:
+            machine.wait_booted(lab, name)
+        for name in started:
+            network.warn_when_shut_in(lab, name)
+        write_json(lab.lab_json, description(lab, net, names))
+    done = f"{', '.join(started)} started" if started else "everything was up already"
+    say(f"up in {time.monotonic() - start:.1f} s: {done}; described in {lab.lab_json}")
+
+
+def description(lab: Lab, net: Subnet, names: list[str]) -> dict[str, Any]:
+    """What build/lab.json says."""
+    return {
+        "id": lab.id,
+        "subnet": str(net.network),
+        "machines": [
+            {
+                "name": name,
+                "address": str(net.address(name)),
+                "user": "root",
+                "ssh_key": str(lab.key),
+                "root": str(lab.root(name)),
+                "groups": ["nodes" if is_node(name) else "hubs"],
+                "host_key": machine.public(machine.host_key(lab, name)),
+            }
+            for name in names
+        ],
+        "known_hosts": str(lab.known_hosts),
+        "host_keys": {name: machine.public(machine.host_key(lab, name)) for name in names},
+    }
+
+
+def down(lab: Lab, arguments: argparse.Namespace) -> None:
+    with only_one_command(lab):
+        for name in lab.machines():
+            machine.drop(lab, name)
+        for unit in {path.name.removesuffix(".scope") for path in cgroups(f"sendense-lab-{lab.id}-")}:
+            end_cgroup(unit)
+        network.take_down(lab)
+        if lab.state.exists():
+            for folder in lab.state.glob("apt/*"):
+                machine.keep_packages(lab, folder.name)
+            unmount_below(lab.state)
+            remove(lab.state)
+        network.forward(False)
+        lab.lab_json.unlink(missing_ok=True)
+    say("down; nothing is left but the cache")
+
+
+def reset(lab: Lab, arguments: argparse.Namespace) -> None:
+    start = time.monotonic()
+    name = arguments.machine
+    machine_number(name)
+    with only_one_command(lab):
+        if name not in lab.machines():
+            raise LabError(f"{name} is not up; `make lab` raises the lab")
+        net = network.claim(lab)
+        network.raise_bridges(lab, net)
+        machine.drop(lab, name)
+        machine.raise_machine(lab, net, name, image.image(lab))
+        machine.wait_booted(lab, name)
+    say(f"{name} is a fresh machine after {time.monotonic() - start:.1f} s")
+
+
+def ssh(lab: Lab, arguments: argparse.Namespace) -> None:
+    command = machine.ssh(lab, arguments.machine)
+    if arguments.command:
+        os.execvp("ssh", [*command, "--", *arguments.command])
+    os.execvp("ssh", command)
+
+
+def cut(lab: Lab, arguments: argparse.Namespace) -> None:
+    set_cables(lab, arguments, up=False)
+
+
+def heal(lab: Lab, arguments: argparse.Namespace) -> None:
+    set_cables(lab, arguments, up=True)
+
+
+def set_cables(lab: Lab, arguments: argparse.Namespace, *, up: bool) -> None:
+    wanted = [arguments.network] if arguments.network else machine.networks(arguments.machine)
+    network.set_cable(lab, arguments.machine, wanted, up)
+
+
+def status(lab: Lab, arguments: argparse.Namespace) -> None:
+    print(f"lab {lab.id} of {lab.checkout}")
+    known = lab.remembered().get("subnet")
+    if not known:
+        print("down")
+        return
+    net = network.subnet(lab)
+    print(f"subnet {known}, LAN {net.lan}, vCenter's network {net.vcenter}")
+    for name in lab.machines():
+        state = "running" if Process(lab, name).alive() else "stopped"
+        cables = [f"{net_name} {'plugged' if network.cable_up(lab, net_name, name) else 'cut'}" for net_name in machine.networks(name)]
+        print(f"{name:8} {state:8} {net.address(name)!s:16} {', '.join(cables)}")
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(prog="python3 -m lab", description="The lab: machines and a vCenter on this host.")
+    words = top.add_subparsers(dest="word", required=True, metavar="WORD")
+
+    def word(name: str, act: Callable[[Lab, argparse.Namespace], None], help: str) -> argparse.ArgumentParser:
+        found = words.add_parser(name, help=help, description=help)
+        found.set_defaults(act=act)
+        return found
+
+    one = word("up", up, "raise the lab, or what is missing of it")
+    one.add_argument("machines", nargs="*", metavar="MACHINE", help="more machines than hub1 and node1, such as node2")
+    word("down", down, "end the lab and remove all of it but the cache")
+    word("reset", reset, "make one machine fresh").add_argument("machine", metavar="MACHINE")
+    one = word("ssh", ssh, "a shell, or one command, on a machine")
+    one.add_argument("machine", metavar="MACHINE")
+    one.add_argument("command", nargs=argparse.REMAINDER, metavar="COMMAND")
+    word("status", status, "what is up")
+    for name, act, help in (("cut", cut, "pull a machine's network cables"), ("heal", heal, "plug them again")):
+        one = word(name, act, help)
+        one.add_argument("machine", metavar="MACHINE")
+        one.add_argument("network", nargs="?", choices=list(network.NETWORKS), help="only this one")
+    word("deps", deps.show, "list the Debian packages the lab needs on this host; --install installs them").add_argument(
+        "--install", action="store_true", help="install what is missing"
+    )
+    return top
+
+
+def main() -> int:
+    arguments = parser().parse_args()
+    try:
+        if os.geteuid():
+            raise LabError("the lab makes machines and networks, so it must run as root")
+        arguments.act(here(), arguments)
+    except LabError as why:
+        print(f"lab: {why}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("lab: interrupted; the same command again goes on from here", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,65 @@
+# Copyright: Contributors to sendense.backup
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Things that are built once and kept by what they were built from."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from lab.instance import Lab, locked
+from lab.shell import say
+
+Build = Callable[[Path], None]
+
+
+def fingerprint(paths: Iterable[Path], *facts: str) -> str:
+    """12 hex digits that change with the name, the mode's execute bit or the content of any file below `paths`, or a fact."""
+    digest = hashlib.sha256()
+    for path in paths:
+        for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+            if file.is_file() and not ignored(file):
+                name = file.relative_to(path.parent)
+                content = file.read_bytes()
+                digest.update(f"{name}\0{file.stat().st_mode & 0o100}\0{len(content)}\0".encode() + content)
+    for fact in facts:
+        digest.update(f"{fact}\0".encode())
+    return digest.hexdigest()[:12]
+
+
+def ignored(file: Path) -> bool:
+    """Whether a file among sources does not shape what is built from them."""
+    return file.name.endswith(("_test.go", ".md", ".pyc")) or file.name.startswith((".", "test_"))
+
+
+def built(lab: Lab, kind: str, key: str, build: Build, *, what: str) -> Path:
+    """The cached thing `<kind>-<key>`; built by `build(path)` under a lock when it is missing, and then put in place whole.
+
+    Labs that want the same thing wait for one build. What a killed build left is removed by the next one.
+    """
+    lab.cache.mkdir(parents=True, exist_ok=True)
+    wanted = lab.cache / f"{kind}-{key}"
+    if wanted.exists():
+        return wanted
+    lock = lab.cache / f".{kind}.lock"
+    lock.touch()
+    with locked(lock, f"another build of {what}"):
+        if wanted.exists():
+            return wanted
+        for leftover in lab.cache.glob(f".{kind}-*.part"):
+            remove(leftover)
+        say(f"building {what} (kept as {wanted})")
+        part = lab.cache / f".{kind}-{key}.part"
+        build(part)
+        part.rename(wanted)
+    return wanted
+
+
+def remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

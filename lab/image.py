@@ -1,0 +1,54 @@
+# Copyright: Contributors to sendense.backup
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The machine image: a bare Debian that a role would meet on a freshly installed server."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from lab.cache import built, fingerprint
+from lab.instance import Lab
+from lab.process import unmount_below
+from lab.shell import run
+
+RECIPE = Path(__file__).parent / "machines"
+SUITE = "trixie"
+
+
+def mirror() -> str:
+    return os.environ.get("SENDENSE_LAB_MIRROR") or "http://deb.debian.org/debian"
+
+
+def packages() -> list[str]:
+    lines = (RECIPE / "packages").read_text().splitlines()
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+def image(lab: Lab) -> Path:
+    """The folder of the machine image, built when its recipe has changed."""
+    return built(lab, "image", fingerprint([RECIPE], SUITE, mirror()), build, what="the machine image, about half a minute")
+
+
+def build(target: Path) -> None:
+    # A mount left by a killed mmdebstrap must not be emptied along with the folder.
+    unmount_below(target)
+    run(
+        [
+            "mmdebstrap",
+            "--mode=root",
+            "--variant=minbase",
+            "--components=main,contrib",
+            # Package lists stay: an `apt update` then transfers only what has changed since.
+            "--skip=cleanup/apt/lists",
+            f"--include={','.join(packages())}",
+            "--dpkgopt=force-unsafe-io",
+            f"--customize-hook={RECIPE / 'customize'}",
+            SUITE,
+            target,
+            mirror(),
+        ],
+        what="building the machine image with mmdebstrap",
+    )
+    target.chmod(0o755)

@@ -1,0 +1,41 @@
+# Copyright: Contributors to sendense.backup
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Running the host's tools: argument lists in, text out, one sentence when they fail."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+
+class LabError(Exception):
+    """What went wrong, as one sentence for the person at the shell."""
+
+
+def run(command: Sequence[str | Path], *, stdin: str | None = None, what: str | None = None) -> str:
+    """Run a tool and return its stdout; a failure names `what` was tried and the tool's last words."""
+    argv = [str(part) for part in command]
+    try:
+        done = subprocess.run(argv, input=stdin, capture_output=True, text=True, errors="replace", check=False)
+    except FileNotFoundError:
+        raise LabError(f"{argv[0]} is not installed; `python3 -m lab deps` lists what the lab needs") from None
+    if done.returncode:
+        raise LabError(f"{what or ' '.join(argv)} failed: {last_words(done.stderr or done.stdout)}")
+    return done.stdout
+
+
+def succeeds(command: Sequence[str | Path]) -> bool:
+    """Whether a tool exits with 0; its words do not matter."""
+    return subprocess.run([str(part) for part in command], capture_output=True, check=False).returncode == 0
+
+
+def last_words(text: str) -> str:
+    """The last lines of a tool's complaint on one line."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return " / ".join(lines[-3:]) or "it said nothing"
+
+
+def say(text: str) -> None:
+    print(f"lab: {text}", flush=True)
