@@ -6,15 +6,18 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
-from lab import deps, image, machine, network
+from lab import deps, image, machine, network, simulator
 from lab.cache import remove
-from lab.instance import DEFAULT_MACHINES, Lab, all_labs, here, is_node, machine_number, only_one_command, write_json
+from lab.instance import DEFAULT_MACHINES, Lab, here, is_node, machine_number, only_one_command, write_json
 from lab.network import Subnet
 from lab.process import Process, cgroups, end_cgroup, unmount_below
 from lab.shell import LabError, say
@@ -25,18 +28,23 @@ def up(lab: Lab, arguments: argparse.Namespace) -> None:
         machine_number(name)
     start = time.monotonic()
     deps.install()
-    with only_one_command(lab):
+    with only_one_command(lab), ThreadPoolExecutor() as builders:
         names = sorted({*DEFAULT_MACHINES, *lab.machines(), *arguments.machines}, key=machine_number)
-        machine_image = image.image(lab)
+        machine_image = builders.submit(image.image, lab)
+        program = None if arguments.without_vcenter else builders.submit(simulator.binary, lab)
+        disks = None if arguments.without_vcenter else builders.submit(simulator.guests, lab)
         net = network.claim(lab)
         machine.ssh_key(lab)
         network.raise_bridges(lab, net)
         machine.know_hosts(lab, net, names)
-        started = [name for name in names if machine.raise_machine(lab, net, name, machine_image)]
+        started = [name for name in names if machine.raise_machine(lab, net, name, machine_image.result())]
+        if program and disks and simulator.raise_vcenter(lab, net, program.result(), disks.result()):
+            started.append("vCenter")
         for name in names:
             machine.wait_booted(lab, name)
-        for name in started:
-            network.warn_when_shut_in(lab, name)
+        for name in names:
+            if name in started:
+                network.warn_when_shut_in(lab, name)
         write_json(lab.lab_json, description(lab, net, names))
     done = f"{', '.join(started)} started" if started else "everything was up already"
     say(f"up in {time.monotonic() - start:.1f} s: {done}; described in {lab.lab_json}")
@@ -44,28 +52,30 @@ def up(lab: Lab, arguments: argparse.Namespace) -> None:
 
 def description(lab: Lab, net: Subnet, names: list[str]) -> dict[str, Any]:
     """What build/lab.json says."""
+    machines = [
+        {
+            "name": name,
+            "address": str(net.address(name)),
+            "user": "root",
+            "ssh_key": str(lab.key),
+            "root": str(lab.root(name)),
+            "groups": ["nodes" if is_node(name) else "hubs"],
+        }
+        for name in names
+    ]
     return {
         "id": lab.id,
         "subnet": str(net.network),
-        "machines": [
-            {
-                "name": name,
-                "address": str(net.address(name)),
-                "user": "root",
-                "ssh_key": str(lab.key),
-                "root": str(lab.root(name)),
-                "groups": ["nodes" if is_node(name) else "hubs"],
-                "host_key": machine.public(machine.host_key(lab, name)),
-            }
-            for name in names
-        ],
+        "machines": machines,
         "known_hosts": str(lab.known_hosts),
         "host_keys": {name: machine.public(machine.host_key(lab, name)) for name in names},
+        "vcenter": simulator.description(lab, net) if simulator.answers(lab) else None,
     }
 
 
 def down(lab: Lab, arguments: argparse.Namespace) -> None:
     with only_one_command(lab):
+        Process(lab, simulator.NAME).stop()
         for name in lab.machines():
             machine.drop(lab, name)
         for unit in {path.name.removesuffix(".scope") for path in cgroups(f"sendense-lab-{lab.id}-")}:
@@ -97,10 +107,8 @@ def reset(lab: Lab, arguments: argparse.Namespace) -> None:
 
 
 def ssh(lab: Lab, arguments: argparse.Namespace) -> None:
-    command = machine.ssh(lab, arguments.machine)
-    if arguments.command:
-        os.execvp("ssh", [*command, "--", *arguments.command])
-    os.execvp("ssh", command)
+    words = ["--", *arguments.command] if arguments.command else []
+    os.execvp("ssh", [*machine.ssh(lab, arguments.machine), *words])  # noqa: S606
 
 
 def cut(lab: Lab, arguments: argparse.Namespace) -> None:
@@ -118,43 +126,129 @@ def set_cables(lab: Lab, arguments: argparse.Namespace, *, up: bool) -> None:
 
 def status(lab: Lab, arguments: argparse.Namespace) -> None:
     print(f"lab {lab.id} of {lab.checkout}")
-    known = lab.remembered().get("subnet")
-    if not known:
+    if not lab.remembered().get("subnet"):
         print("down")
         return
     net = network.subnet(lab)
-    print(f"subnet {known}, LAN {net.lan}, vCenter's network {net.vcenter}")
+    print(f"subnet {net.network}, LAN {net.lan}, vCenter's network {net.vcenter}")
     for name in lab.machines():
         state = "running" if Process(lab, name).alive() else "stopped"
-        cables = [f"{net_name} {'plugged' if network.cable_up(lab, net_name, name) else 'cut'}" for net_name in machine.networks(name)]
+        cables = [
+            f"{net_name} {'plugged' if network.cable_up(lab, net_name, name) else 'cut'}"
+            for net_name in machine.networks(name)
+        ]
         print(f"{name:8} {state:8} {net.address(name)!s:16} {', '.join(cables)}")
+
+    if simulator.answers(lab):
+        print(f"vcenter  running  {net.vcenter_server!s:16} {', '.join(simulator.vm_names(lab))}")
+    else:
+        print("vcenter  stopped")
+
+
+def show(answer: bytes) -> None:
+    """Print a control answer as readable JSON."""
+    print(json.dumps(json.loads(answer), indent=2))
+
+
+def guest_write(lab: Lab, arguments: argparse.Namespace) -> None:
+    query = {"vm": arguments.vm, "key": arguments.key, "offset": arguments.offset}
+    try:
+        body = sys.stdin.buffer.read() if arguments.file == "-" else Path(arguments.file).read_bytes()
+    except OSError as why:
+        raise LabError(f"{arguments.file} cannot be read: {why.strerror}") from None
+    show(simulator.ask(lab, "POST", "/guest/write", query, body))
+
+
+def guest_read(lab: Lab, arguments: argparse.Namespace) -> None:
+    query = {"vm": arguments.vm, "key": arguments.key, "offset": arguments.offset, "length": arguments.length}
+    sys.stdout.buffer.write(simulator.ask(lab, "GET", "/guest/read", query))
+
+
+def truth(lab: Lab, arguments: argparse.Namespace) -> None:
+    query = {"vm": arguments.vm}
+    if arguments.snapshot:
+        query["snapshot"] = arguments.snapshot
+    if arguments.sha256:
+        query["sha256"] = "1"
+    show(simulator.ask(lab, "GET", "/truth", query))
+
+
+def knob(lab: Lab, arguments: argparse.Namespace) -> None:
+    """Show vCenter's knobs after turning those that are named; values are JSON, or plain words."""
+    if not arguments.settings:
+        show(simulator.ask(lab, "GET", "/knob"))
+        return
+    wanted = {}
+    for setting in arguments.settings:
+        name, equals, value = setting.partition("=")
+        if not equals:
+            raise LabError(f"{setting!r} turns no knob: write NAME=VALUE")
+        try:
+            wanted[name] = json.loads(value)
+        except ValueError:
+            wanted[name] = value
+    show(simulator.ask(lab, "POST", "/knob", body=json.dumps(wanted).encode()))
+
+
+def cbt(lab: Lab, arguments: argparse.Namespace) -> None:
+    wanted = {"vm": arguments.vm, "enabled": arguments.state == "on"}
+    show(simulator.ask(lab, "POST", "/cbt", body=json.dumps(wanted).encode()))
 
 
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="python3 -m lab", description="The lab: machines and a vCenter on this host.")
     words = top.add_subparsers(dest="word", required=True, metavar="WORD")
 
-    def word(name: str, act: Callable[[Lab, argparse.Namespace], None], help: str) -> argparse.ArgumentParser:
-        found = words.add_parser(name, help=help, description=help)
+    def word(name: str, act: Callable[[Lab, argparse.Namespace], None], summary: str) -> argparse.ArgumentParser:
+        found = words.add_parser(name, help=summary, description=summary)
         found.set_defaults(act=act)
         return found
 
     one = word("up", up, "raise the lab, or what is missing of it")
     one.add_argument("machines", nargs="*", metavar="MACHINE", help="more machines than hub1 and node1, such as node2")
+    one.add_argument("--without-vcenter", action="store_true", help="machines only")
     word("down", down, "end the lab and remove all of it but the cache")
     word("reset", reset, "make one machine fresh").add_argument("machine", metavar="MACHINE")
     one = word("ssh", ssh, "a shell, or one command, on a machine")
     one.add_argument("machine", metavar="MACHINE")
     one.add_argument("command", nargs=argparse.REMAINDER, metavar="COMMAND")
     word("status", status, "what is up")
-    for name, act, help in (("cut", cut, "pull a machine's network cables"), ("heal", heal, "plug them again")):
-        one = word(name, act, help)
+    for name, act, summary in (("cut", cut, "pull a machine's network cables"), ("heal", heal, "plug them again")):
+        one = word(name, act, summary)
         one.add_argument("machine", metavar="MACHINE")
         one.add_argument("network", nargs="?", choices=list(network.NETWORKS), help="only this one")
-    word("deps", deps.show, "list the Debian packages the lab needs on this host; --install installs them").add_argument(
-        "--install", action="store_true", help="install what is missing"
-    )
+    word("vms", asker("/vms"), "vCenter's VMs and their disks")
+    word("snapshots", asker("/snapshots"), "the snapshots that are open now")
+    word("stats", asker("/stats"), "SOAP calls, logins, sessions and datastore reads so far")
+    one = word("guest-write", guest_write, "write a file's bytes into a running guest's disk")
+    add_disk(one)
+    one.add_argument("file", metavar="FILE", help="- for stdin")
+    one = word("guest-read", guest_read, "bytes of a guest's disk as it is now, on stdout")
+    add_disk(one)
+    one.add_argument("length", type=int, metavar="LENGTH")
+    one = word("truth", truth, "what a VM's disks held when a snapshot was taken")
+    one.add_argument("vm", metavar="VM")
+    one.add_argument("--snapshot", metavar="NAME", help="this one instead of the newest")
+    one.add_argument("--sha256", action="store_true", help="with digests, which takes a while")
+    one = word("knob", knob, "show or turn vCenter's knobs: latency, faults, quiescing")
+    one.add_argument("settings", nargs="*", metavar="NAME=VALUE")
+    one = word("cbt", cbt, "switch a VM's change tracking")
+    one.add_argument("vm", metavar="VM")
+    one.add_argument("state", choices=("on", "off"))
+    word(
+        "deps", deps.show, "list the Debian packages the lab needs on this host; --install installs them"
+    ).add_argument("--install", action="store_true", help="install what is missing")
     return top
+
+
+def asker(path: str) -> Callable[[Lab, argparse.Namespace], None]:
+    return lambda lab, arguments: show(simulator.ask(lab, "GET", path))
+
+
+def add_disk(word: argparse.ArgumentParser) -> None:
+    word.add_argument("vm", metavar="VM")
+    word.add_argument("key", type=int, metavar="KEY", help="the disk's device key, such as 2000")
+    word.add_argument("offset", type=int, metavar="OFFSET", help="bytes")
 
 
 def main() -> int:

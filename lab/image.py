@@ -28,7 +28,9 @@ def packages() -> list[str]:
 
 def image(lab: Lab) -> Path:
     """The folder of the machine image, built when its recipe has changed."""
-    return built(lab, "image", fingerprint([RECIPE], SUITE, mirror()), build, what="the machine image, about half a minute")
+    return built(
+        lab, "image", fingerprint([RECIPE], SUITE, mirror()), build, what="the machine image, about half a minute"
+    )
 
 
 def build(target: Path) -> None:

@@ -107,7 +107,7 @@ def all_labs(*, keep: bool = True) -> Iterator[None]:
         STATE_HOME.mkdir(mode=0o755, exist_ok=True)
         with locked(STATE_HOME, "another lab of this host") as handle:
             try:
-                fresh = os.path.samestat(os.stat(STATE_HOME), os.fstat(handle))
+                fresh = os.path.samestat(STATE_HOME.stat(), os.fstat(handle))
             except FileNotFoundError:
                 fresh = False
             if not fresh:
@@ -152,4 +152,4 @@ def write(path: Path, text: str, mode: int = 0o644) -> None:
     handle = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
     with os.fdopen(handle, "w") as file:
         file.write(text)
-    os.replace(part, path)
+    part.replace(path)

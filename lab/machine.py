@@ -181,7 +181,8 @@ def boot(lab: Lab, name: str) -> None:
 def wait_booted(lab: Lab, name: str) -> None:
     """Return when the machine takes ssh and its systemd has come to rest."""
     end = time.monotonic() + BOOT_SECONDS
-    ask = [*ssh(lab, name, "-o", "ConnectTimeout=2"), "systemctl is-system-running --wait"]
+    # Its own --wait may miss the end of a boot that is nearly over.
+    ask = [*ssh(lab, name, "-o", "ConnectTimeout=1"), "systemctl is-system-running"]
     while True:
         done = subprocess.run(ask, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
         state = done.stdout.strip()
@@ -191,7 +192,9 @@ def wait_booted(lab: Lab, name: str) -> None:
             say(f"warning: {name} is {state}; see `make lab-ssh HOST={name}`, then systemctl --failed")
             return
         if not process(lab, name).alive():
-            raise LabError(f"{name} ended while it booted: {process(lab, name).said().strip() or 'its console is empty'}")
+            raise LabError(
+                f"{name} ended while it booted: {process(lab, name).said().strip() or 'its console is empty'}"
+            )
         if time.monotonic() > end:
             raise LabError(
                 f"{name} does not answer to ssh after {BOOT_SECONDS} seconds ({done.stderr.strip()}); "

@@ -16,6 +16,7 @@ from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from typing import Any
 
+from lab.image import mirror
 from lab.instance import STATE_HOME, Lab, all_labs, is_node, machine_number, read_json, write
 from lab.process import mounts
 from lab.shell import LabError, run, say, succeeds
@@ -103,7 +104,9 @@ def claim(lab: Lab) -> Subnet:
         if had and IPv4Network(had).subnet_of(home()):
             if not any(IPv4Network(had).overlaps(other) for other in [*routed, *claimed]):
                 return Subnet(IPv4Network(had))
-            raise LabError(f"this lab's subnet {had} has since been routed elsewhere; run `make lab-down`, then `make lab`")
+            raise LabError(
+                f"this lab's subnet {had} has since been routed elsewhere; run `make lab-down`, then `make lab`"
+            )
         chosen = choose(home(), routed, claimed)
         lab.remember(subnet=str(chosen))
         return Subnet(chosen)
@@ -129,12 +132,19 @@ def namespace(lab: Lab, name: str) -> str:
     return f"sendense-{lab.id}-{name}"
 
 
+def hardware_address(lab: Lab, network: str, number: int) -> str:
+    """A fixed one per port, so that a fresh machine at an old address is not looked for at the gone one's."""
+    octets = bytes.fromhex(lab.id) + bytes([list(NETWORKS).index(network), number])
+    return ":".join(f"{octet:02x}" for octet in b"\x02" + octets)
+
+
 def raise_bridges(lab: Lab, net: Subnet) -> None:
     """The bridges, the host's address in the LAN and the way out are as wished."""
     for network in NETWORKS:
         name = bridge(lab, network)
         if not exists(name):
             run(["ip", "link", "add", name, "type", "bridge", "stp_state", "0", "forward_delay", "0"])
+            run(["ip", "link", "set", name, "address", hardware_address(lab, network, 0)])
         # No link-local address of the host may stand in vCenter's network, nor a second way out of the LAN.
         ipv6 = Path(f"/proc/sys/net/ipv6/conf/{name}/disable_ipv6")
         if ipv6.exists():
@@ -188,10 +198,12 @@ def connect(lab: Lab, net: Subnet, name: str, networks: Iterable[str]) -> None:
     run(["ip", "-n", space, "link", "set", "lo", "up"])
     for network in networks:
         port, inside = cable(lab, network, name), f"{network}0"
-        if not exists(port):
-            run(["ip", "link", "add", port, "type", "veth", "peer", "name", inside, "netns", space])
-        run(["ip", "link", "set", port, "master", bridge(lab, network), "up"])
         address = net.vcenter_server if name == "vcenter" else net.address(name, network)
+        if not exists(port):
+            hardware = hardware_address(lab, network, int(address) - int(net.network[0]))
+            peer = ["peer", "name", inside, "address", hardware, "netns", space]
+            run(["ip", "link", "add", port, "type", "veth", *peer])
+        run(["ip", "link", "set", port, "master", bridge(lab, network), "up"])
         run(["ip", "-n", space, "address", "replace", f"{address}/28", "dev", inside])
         run(["ip", "-n", space, "link", "set", inside, "up"])
         if network == "lan":
@@ -254,8 +266,6 @@ def exists(link: str) -> bool:
 
 def warn_when_shut_in(lab: Lab, name: str) -> None:
     """Say so when a machine cannot reach the outside, since only then a role's package install would tell."""
-    from lab.image import mirror
-
     host = mirror().split("//")[-1].split("/")[0]
     address, _, port = host.partition(":")
     probe = f"import socket; socket.create_connection(({address!r}, {int(port or 80)}), 5)"

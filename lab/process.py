@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import subprocess
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,7 +57,7 @@ class Process:
         known = read_json(self.record)
         if not known or known["boot"] != boot_id():
             return False
-        return start_time(known["pid"]) == known["started"]
+        return bool(start_time(known["pid"]) == known["started"])
 
     def start(
         self, command: Sequence[str | Path], *, environment: Mapping[str, str] | None = None, again: int | None = None
@@ -68,14 +68,22 @@ class Process:
         self.log.parent.mkdir(parents=True, exist_ok=True)
         joined, prefix = "", []
         if host_has_systemd():
-            prefix = ["systemd-run", "--scope", "--quiet", "--collect", f"--unit={self.unit}", "--property=Delegate=yes", "--"]
+            prefix = [
+                "systemd-run",
+                "--scope",
+                "--quiet",
+                "--collect",
+                f"--unit={self.unit}",
+                "--property=Delegate=yes",
+                "--",
+            ]
         else:
             cgroup = cgroup2_root() / self.unit
             cgroup.mkdir(exist_ok=True)
             joined = str(cgroup / "cgroup.procs")
         launcher = ["/bin/sh", "-c", LAUNCHER, self.unit, joined, str(self.record), "" if again is None else str(again)]
         with self.log.open("wb") as log:
-            return subprocess.Popen(
+            started = subprocess.Popen(
                 [*prefix, *launcher, *map(str, command)],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -83,6 +91,8 @@ class Process:
                 env={**os.environ, **(environment or {})},
                 start_new_session=True,
             )
+        wait_until(lambda: self.record.exists() or started.poll() is not None, 10, f"{self.name} did not start in 10 s")
+        return started
 
     def stop(self) -> None:
         """End the program and everything it started, at once, and forget it."""
@@ -117,9 +127,8 @@ def start_time(pid: int) -> int | None:
     return None if fields[0] in "ZX" else int(fields[19])
 
 
-def wait_until(condition: object, seconds: float, otherwise: str) -> None:
+def wait_until(condition: Callable[[], bool], seconds: float, otherwise: str) -> None:
     """Ask every few milliseconds until the condition holds; raise the sentence when it does not in time."""
-    assert callable(condition)
     end = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > end:
@@ -154,15 +163,18 @@ def cgroups(prefix: str) -> Iterator[Path]:
 def end_cgroup(unit: str) -> None:
     """Kill what is in the cgroup of this name and remove it."""
     for cgroup in cgroups(unit):
-        if cgroup.name not in (unit, f"{unit}.scope"):
-            continue
-        kill = cgroup / "cgroup.kill"
-        if kill.exists():
-            kill.write_text("1")
-        wait_until(lambda cgroup=cgroup: empty(cgroup), 20, f"processes of {unit} did not end after SIGKILL")
-        wait_until(lambda cgroup=cgroup: removed(cgroup), 10, f"the cgroup {cgroup} cannot be removed")
+        if cgroup.name in (unit, f"{unit}.scope"):
+            end_processes(cgroup)
     if host_has_systemd():
         succeeds(["systemctl", "reset-failed", f"{unit}.scope"])
+
+
+def end_processes(cgroup: Path) -> None:
+    kill = cgroup / "cgroup.kill"
+    if kill.exists():
+        kill.write_text("1")
+    wait_until(lambda: empty(cgroup), 20, f"processes of {cgroup.name} did not end after SIGKILL")
+    wait_until(lambda: removed(cgroup), 10, f"the cgroup {cgroup} cannot be removed")
 
 
 def empty(cgroup: Path) -> bool:
@@ -180,7 +192,7 @@ def removed(cgroup: Path) -> bool:
     """Remove an empty cgroup and those below it; False while the kernel still holds one."""
     for folder, _, _ in os.walk(cgroup, topdown=False):
         try:
-            os.rmdir(folder)
+            Path(folder).rmdir()
         except FileNotFoundError:
             continue
         except OSError:

@@ -53,22 +53,20 @@ def connection(machine: dict[str, Any], known_hosts: str) -> dict[str, Any]:
         "ansible_ssh_private_key_file": machine["ssh_key"],
         "ansible_ssh_common_args": shlex.join(options),
         "ansible_python_interpreter": "/usr/bin/python3",
-        # The public key, for others who have to pin it: the tunnel from a node to its hub.
-        "ssh_host_key": machine["host_key"],
     }
 
 
 def main() -> int:
     """Print the inventory, or say in one sentence that there is no lab."""
     if sys.argv[1:2] == ["--host"]:
-        print("{}")
+        sys.stdout.write("{}\n")
         return 0
     try:
         lab = json.loads(LAB_JSON.read_text())
     except FileNotFoundError:
-        print("the lab is not up (`make lab` raises it), so this inventory is empty", file=sys.stderr)
+        sys.stderr.write("the lab is not up (`make lab` raises it), so this inventory is empty\n")
         return 1
-    print(json.dumps(inventory(lab), indent=2))
+    sys.stdout.write(json.dumps(inventory(lab), indent=2) + "\n")
     return 0
 
 
