@@ -10,12 +10,13 @@ import os
 import re
 import shutil
 import unicodedata
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 
 from ansible_collections.sendense.backup.plugins.module_utils.errors import Refused
 
 RUN = Path("/run/sendense")
+WORK = Path("/var/lib/sendense/jobs")  # on the node, for what is too large for /run
 USER = "sendense"  # the user that units run as, on hub and node; roles hub and node make it
 
 _JOB = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,30}[a-z0-9])?-[0-9a-f]{8}-([0-9]{8}T[0-9]{6}Z)")
@@ -29,7 +30,7 @@ def slug(name: str) -> str:
 
 def job_id(name: str, instance_uuid: str, now: datetime | None = None) -> str:
     """Return the id of a job that starts *now* (default: this second, UTC) for the VM of that name and uuid."""
-    moment = (now or datetime.now(timezone.utc)).strftime("%Y%m%dT%H%M%SZ")
+    moment = (now or datetime.now(UTC)).strftime("%Y%m%dT%H%M%SZ")
     return f"{slug(name)}-{instance_uuid[:8].lower()}-{moment}"
 
 

@@ -1,0 +1,169 @@
+# Copyright: Contributors to sendense.backup
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""The digest grid: a SHA-256 per 64 KiB cell of a disk, and the Merkle root over all of them.
+
+The leaf of a cell is the SHA-256 of its bytes (the last cell may be short), and ``ZERO`` for a cell whose bytes are all
+zero. A node is SHA-256(0x01 ‖ left ‖ right), and ``ZERO`` where both children are; cells beyond the end are ``ZERO``. The
+root is SHA-256(0x02 ‖ capacity as 8 bytes, big endian ‖ top node). So a root can be computed from the non-zero cells
+alone, in ascending order and constant memory, however large the disk is.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from struct import Struct
+
+from ansible_collections.sendense.backup.plugins.module_utils.errors import SendenseError
+from ansible_collections.sendense.backup.plugins.module_utils.extents import Range
+
+CELL = 64 * 1024
+ZERO = bytes(32)
+ALGORITHM = "sha256"
+FORMAT = 1
+
+_SECTIONS_LOG2 = 8
+_RECORD = Struct(">QB32s")  # cell number, 1 = data and 0 = zero, leaf
+_ZERO_CELL = bytes(CELL)
+
+Leaf = tuple[int, bytes]  # cell number, leaf
+
+
+@dataclass(frozen=True)
+class Tree:
+    """The root of a disk, and the nodes of one level of at most 256 sections that tell where two disks differ."""
+
+    root: str  # hex
+    section_size: int  # bytes of the disk that a section covers
+    sections: dict[int, str]  # hex by section number; a section that is all zero is left out
+
+
+def leaves(view: memoryview) -> bytes:
+    """Return the leaves of the cells in *view*, 32 bytes each, in order; *view* begins on the grid."""
+    found = bytearray()
+    for start in range(0, len(view), CELL):
+        cell = view[start : start + CELL]
+        found += ZERO if is_zero(cell) else sha256(cell).digest()
+    return bytes(found)
+
+
+def is_zero(cell: memoryview) -> bool:
+    """Whether every byte of *cell*, at most 64 KiB long, is zero."""
+    # a first look at a few bytes spares most data the copy that the comparison makes
+    return cell[0] == 0 and cell[-1] == 0 and cell.tobytes() == (_ZERO_CELL if len(cell) == CELL else bytes(len(cell)))
+
+
+def tree(found: Iterable[Leaf], capacity: int) -> Tree:
+    """Return the tree of a disk of *capacity* bytes whose leaves, ascending, are *found*; cells left out are zero."""
+    height = max(-(-capacity // CELL) - 1, 0).bit_length()
+    fold = max(height - _SECTIONS_LOG2, 0)
+    nodes: Iterable[Leaf] = (leaf for leaf in found if leaf[1] != ZERO)
+    for _level in range(fold):
+        nodes = _parents(nodes)
+    sections = list(nodes)
+    top: Iterable[Leaf] = sections
+    for _level in range(height - fold):
+        top = _parents(top)
+    top_node = next(iter(top), (0, ZERO))[1]
+    return Tree(
+        root=sha256(b"\x02" + capacity.to_bytes(8, "big") + top_node).hexdigest(),
+        section_size=CELL << fold,
+        sections={number: node.hex() for number, node in sections},
+    )
+
+
+def _parents(nodes: Iterable[Leaf]) -> Iterator[Leaf]:
+    """Yield the nodes one level up; *nodes* ascend, and those left out are ZERO."""
+    waiting: Leaf | None = None
+    for number, node in nodes:
+        if waiting and number == waiting[0] + 1:
+            yield number >> 1, _node(waiting[1], node)
+            waiting = None
+            continue
+        if waiting:
+            yield waiting[0] >> 1, _node(waiting[1], ZERO)
+            waiting = None
+        if number & 1:
+            yield number >> 1, _node(ZERO, node)
+        else:
+            waiting = number, node
+    if waiting:
+        yield waiting[0] >> 1, _node(waiting[1], ZERO)
+
+
+def _node(left: bytes, right: bytes) -> bytes:
+    return sha256(b"\x01" + left + right).digest()
+
+
+def differences(one: Tree, other: Tree, capacity: int) -> list[Range]:
+    """Return the ranges of the disk, as coarse as the sections, in which two trees differ."""
+    numbers = sorted({number for number, _node in one.sections.items() ^ other.sections.items()})
+    size = one.section_size
+    return [(number * size, min(size, capacity - number * size)) for number in numbers]
+
+
+class LeafFile:
+    """Leaves in a sparse file, 32 bytes each at 32 times the cell number, so that they may come in any order; a hole is zero."""
+
+    def __init__(self, path: Path) -> None:
+        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
+
+    def put(self, offset: int, found: bytes) -> None:
+        """Keep the leaves of the cells that begin at byte *offset* of the disk."""
+        if found.count(0) != len(found):
+            os.pwrite(self._descriptor, found, offset // CELL * 32)
+
+    def __iter__(self) -> Iterator[Leaf]:
+        end = os.fstat(self._descriptor).st_size
+        position = 0
+        while position < end:
+            position = os.lseek(self._descriptor, position, os.SEEK_DATA) // 32 * 32
+            hole = os.lseek(self._descriptor, position, os.SEEK_HOLE)
+            while position < hole:
+                block = os.pread(self._descriptor, min(1 << 20, hole - position), position)
+                for start in range(0, len(block), 32):
+                    yield (position + start) // 32, block[start : start + 32]
+                position += len(block)
+
+    def close(self) -> None:
+        """Close the file; it stays until it is removed."""
+        os.close(self._descriptor)
+
+
+def write(path: Path, capacity: int, found: Iterable[Leaf]) -> Iterator[Leaf]:
+    """Write the leaves of a full disk to a ``.digests`` file (format: design, section 6), passing them on as they come.
+
+    Cells that the file does not list are zero. The file is on stable storage when the iterator is exhausted.
+    """
+    header = {"format": FORMAT, "algorithm": ALGORITHM, "cell": CELL, "capacity": capacity, "unlisted": "zero"}
+    with path.open("wb") as file:
+        file.write(json.dumps(header).encode() + b"\n")
+        for number, leaf in found:
+            if leaf != ZERO:
+                file.write(_RECORD.pack(number, 1, leaf))
+            yield number, leaf
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read(path: Path) -> Iterator[Leaf]:
+    """Yield the leaves that a ``.digests`` file lists. Raises SendenseError for what is not one of ours."""
+    with path.open("rb") as file:
+        try:
+            header = json.loads(file.readline())
+            known = (header["format"], header["algorithm"], header["cell"]) == (FORMAT, ALGORITHM, CELL)
+        except (ValueError, KeyError, TypeError):
+            known = False
+        if not known:
+            raise SendenseError(f"{path} is not a digest file of format {FORMAT}")
+        while record := file.read(_RECORD.size):
+            if len(record) < _RECORD.size:
+                raise SendenseError(f"{path} is cut short")
+            number, kind, leaf = _RECORD.unpack(record)
+            yield number, leaf if kind else ZERO

@@ -1,0 +1,42 @@
+# Copyright: Contributors to sendense.backup
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Arithmetic on byte ranges of a disk. Pure: a range is ``(offset, length)`` in bytes, lists are what they say they are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+Range = tuple[int, int]
+
+
+def normalise(ranges: Iterable[Range], capacity: int, cell: int = 1) -> list[Range]:
+    """Return *ranges* widened outward to multiples of *cell*, clipped to *capacity*, sorted and merged."""
+    merged: list[Range] = []
+    for offset, length in sorted(ranges):
+        begin = offset // cell * cell
+        end = min(-(-(offset + length) // cell) * cell, capacity)
+        if end <= begin:
+            continue
+        if merged and begin <= sum(merged[-1]):
+            begin, last_end = merged[-1][0], sum(merged[-1])
+            merged[-1] = (begin, max(end, last_end) - begin)
+        else:
+            merged.append((begin, end - begin))
+    return merged
+
+
+def pieces(ranges: Iterable[Range], size: int) -> Iterator[Range]:
+    """Yield *ranges* cut at multiples of *size*, so that no piece is longer than that."""
+    for begin, length in ranges:
+        position, end = begin, begin + length
+        while position < end:
+            cut = min(end, (position // size + 1) * size)
+            yield position, cut - position
+            position = cut
+
+
+def total(ranges: Iterable[Range]) -> int:
+    """Return the number of bytes in *ranges*."""
+    return sum(length for _offset, length in ranges)

@@ -1,0 +1,98 @@
+# Copyright: Contributors to sendense.backup
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""The manifest of a restore point: everything needed to rebuild the VM, and to know that its images are intact.
+
+Its keys are interface: programs of others read them. ``format`` grows when a reader must know more than before.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ansible_collections.sendense.backup.plugins.module_utils import jobs
+from ansible_collections.sendense.backup.plugins.module_utils.errors import SendenseError
+
+FORMAT = 1
+FILE = "manifest.json"
+
+
+def image_file(key: int) -> str:
+    """Return the name of a disk's image within its point."""
+    return f"disk-{key}.qcow2"
+
+
+def digest_file(key: int) -> str:
+    """Return the name of a disk's digests within its point."""
+    return f"disk-{key}.digests"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run, as its steps reported it."""
+
+    job: str
+    vm: Mapping[str, Any]  # what vm_info said before the snapshot
+    snapshot: Mapping[str, Any]  # what vm_snapshot returned
+    copies: list[dict[str, Any]]  # the disks of nbd_copy
+    facts: Mapping[str, Any]  # what else goes into the manifest as it is: transport, times, tools
+
+
+def build(run: Run, files: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the manifest of the full point that *run* made; *files* gives size and sha256 of each file by name."""
+    frozen = {disk["key"]: disk for disk in run.snapshot["disks"]}
+    copied = {disk["key"]: disk for disk in run.copies}
+    return {
+        "format": FORMAT,
+        "job": run.job,
+        "point": jobs.point_id(run.job),
+        "type": "full",
+        "parent": None,
+        "vm": {key: value for key, value in run.vm.items() if key not in ("disks", "datastores", "snapshots")},
+        "consistency": {key: run.snapshot[key] for key in ("quiesce_requested", "quiesce_achieved")},
+        "disks": [_disk(disk, frozen[disk["key"]], copied[disk["key"]], files) for disk in run.vm["disks"]],
+        "files": dict(files),
+        **run.facts,
+    }
+
+
+def _disk(
+    looked: Mapping[str, Any],
+    frozen: Mapping[str, Any],
+    copied: Mapping[str, Any],
+    files: Mapping[str, Mapping[str, Any]],
+) -> dict[str, Any]:
+    image = image_file(looked["key"])
+    counted = ("provisioned", "allocated", "read", "written", "zeroed", "seconds")
+    return {
+        **looked,
+        "type": "full",
+        "reason": "a full backup was asked for",
+        "image": image,
+        "digests": digest_file(looked["key"]),
+        "root": copied["tree"]["root"],
+        "change_id": frozen["change_id"],
+        "source": frozen["path"],
+        "stored": files[image]["size"],
+        **{name: copied[name] for name in counted},
+    }
+
+
+def load(path: Path) -> dict[str, Any]:
+    """Return the manifest in the folder of a point. Raises SendenseError when it is missing, damaged or newer than us."""
+    file = path / FILE
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        found = content["format"]
+    except FileNotFoundError:
+        raise SendenseError(f"{path} has no manifest, so it is no restore point") from None
+    except (ValueError, KeyError, TypeError):
+        raise SendenseError(f"{file} is damaged") from None
+    if found != FORMAT:
+        raise SendenseError(f"{file} has format {found}, this version reads format {FORMAT}; use a newer collection")
+    return dict(content)

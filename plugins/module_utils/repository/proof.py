@@ -1,0 +1,87 @@
+# Copyright: Contributors to sendense.backup
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Proof that an image holds what the source delivered: it is read again, past the page cache, and digested."""
+
+from __future__ import annotations
+
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from hashlib import file_digest
+from pathlib import Path
+
+from ansible_collections.sendense.backup.plugins.module_utils import digests
+from ansible_collections.sendense.backup.plugins.module_utils.digests import CELL, Leaf, Tree
+from ansible_collections.sendense.backup.plugins.module_utils.errors import SendenseError
+from ansible_collections.sendense.backup.plugins.module_utils.extents import normalise
+from ansible_collections.sendense.backup.plugins.module_utils.nbd_client import (
+    ALLOCATION,
+    connect,
+    data_ranges,
+    read_ranges,
+    unix_uri,
+)
+
+
+def compare(path: Path, capacity: int, delivered: Tree, keep: Path) -> None:
+    """Read the image, write its digests to *keep* and hold them against those of what was delivered.
+
+    Raises SendenseError with the ranges that differ.
+    """
+    found = digests.tree(digests.write(keep, capacity, leaves(path, capacity)), capacity)
+    if found.root != delivered.root:
+        where = ", ".join(f"{offset}-{offset + length - 1}" for offset, length in _some(found, delivered, capacity))
+        raise SendenseError(
+            f"{path} does not hold what the source delivered; it differs within bytes {where or 'unknown'}"
+        )
+
+
+def _some(found: Tree, delivered: Tree, capacity: int) -> list[tuple[int, int]]:
+    return normalise(digests.differences(found, delivered, capacity), capacity)[:8]
+
+
+def leaves(path: Path, capacity: int) -> Iterator[Leaf]:
+    """Yield the leaves of the cells of the image that may hold data, in order."""
+    with _served(path) as uri, connect(uri, contexts=(ALLOCATION,)) as handle:
+        if handle.get_size() != capacity:
+            raise SendenseError(f"{path} has {handle.get_size()} bytes where the disk has {capacity}")
+        for offset, view in read_ranges(handle, normalise(data_ranges(handle), capacity, CELL)):
+            found = digests.leaves(view)
+            for start in range(0, len(found), 32):
+                yield offset // CELL + start // 32, found[start : start + 32]
+
+
+@contextmanager
+def _served(path: Path) -> Iterator[str]:
+    """Serve the image read-only on a private socket, read by direct I/O, and yield the URI."""
+    with tempfile.TemporaryDirectory(prefix="sendense-proof-") as folder:
+        socket = Path(folder) / "sock"
+        command = [
+            "qemu-nbd",
+            "--format=qcow2",
+            "--read-only",
+            "--cache=none",
+            "--persistent",
+            f"--socket={socket}",
+            str(path),
+        ]
+        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as server:
+            try:
+                while not socket.exists():
+                    if server.poll() is not None:
+                        said = server.stderr.read().strip() if server.stderr else ""
+                        raise SendenseError(f"{path} cannot be read again: {said}")
+                    time.sleep(0.02)
+                yield unix_uri(str(socket), "")
+            finally:
+                server.terminate()
+
+
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a closed file, by which later readers see that it has not rotted."""
+    with path.open("rb") as file:
+        return file_digest(file, "sha256").hexdigest()
