@@ -7,13 +7,29 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from lab.instance import Lab, locked
-from lab.shell import say
+from lab.shell import run, say
 
-Build = Callable[[Path], None]
+Build = Callable[[Path, "Tool"], None]
+
+# The whole process tree of a tool goes when the command that started it goes, however it goes.
+TIED = ["setpriv", "--pdeathsig", "KILL", "unshare", "--pid", "--fork", "--kill-child=KILL", "--mount-proc"]
+
+
+@dataclass(frozen=True)
+class Tool:
+    """Runs the tools of one build. They share its lock, so that the next build cannot begin among their last writes."""
+
+    lock: int
+
+    def __call__(
+        self, *command: str | Path, what: str, folder: Path | None = None, environment: Mapping[str, str] | None = None
+    ) -> str:
+        return run([*TIED, *command], what=what, folder=folder, environment=environment, pass_fds=[self.lock])
 
 
 def fingerprint(paths: Iterable[Path], *facts: str) -> str:
@@ -36,7 +52,7 @@ def ignored(file: Path) -> bool:
 
 
 def built(lab: Lab, kind: str, key: str, build: Build, *, what: str) -> Path:
-    """The cached thing `<kind>-<key>`; built by `build(path)` under a lock when it is missing, and then put in place whole.
+    """The cached thing `<kind>-<key>`; built by `build(path, tool)` under a lock when it is missing, and then put in place whole.
 
     Labs that want the same thing wait for one build. What a killed build left is removed by the next one.
     """
@@ -46,14 +62,14 @@ def built(lab: Lab, kind: str, key: str, build: Build, *, what: str) -> Path:
         return wanted
     lock = lab.cache / f".{kind}.lock"
     lock.touch()
-    with locked(lock, f"another build of {what}"):
+    with locked(lock, f"another build of {what}") as handle:
         if wanted.exists():
             return wanted
         for leftover in lab.cache.glob(f".{kind}-*.part"):
             remove(leftover)
         say(f"building {what} (kept as {wanted})")
         part = lab.cache / f".{kind}-{key}.part"
-        build(part)
+        build(part, Tool(handle))
         part.rename(wanted)
     return wanted
 

