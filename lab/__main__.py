@@ -29,6 +29,8 @@ def up(lab: Lab, arguments: argparse.Namespace) -> None:
     start = time.monotonic()
     deps.install()
     with only_one_command(lab), ThreadPoolExecutor() as builders:
+        if not (simulator.GUESTS / "build.py").exists():
+            arguments.without_vcenter = True
         names = sorted({*DEFAULT_MACHINES, *lab.machines(), *arguments.machines}, key=machine_number)
         machine_image = builders.submit(image.image, lab)
         program = None if arguments.without_vcenter else builders.submit(simulator.binary, lab)
