@@ -1,0 +1,170 @@
+// Copyright: Contributors to sendense.backup
+// GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+// SPDX-License-Identifier: GPL-3.0-or-later
+
+package main
+
+import (
+	"net/http"
+	"reflect"
+	"strings"
+
+	"github.com/vmware/govmomi/simulator"
+	"github.com/vmware/govmomi/vim25/methods"
+	"github.com/vmware/govmomi/vim25/mo"
+	"github.com/vmware/govmomi/vim25/soap"
+	"github.com/vmware/govmomi/vim25/types"
+)
+
+// dispatch sees every SOAP call before the simulator does. It returns the object that shall answer,
+// nil for the simulator's own.
+func (l *Lab) dispatch(ctx *simulator.Context, method *simulator.Method) (mo.Reference, types.BaseMethodFault) {
+	l.stats.count(method.Name)
+	knobs := l.knobs.get()
+	sleep(knobs.LatencyMS)
+	if ctx.Session == nil && !anonymous(method) {
+		return nil, &types.NotAuthenticated{NoPermission: types.NoPermission{Object: &method.This, PrivilegeId: "System.View"}}
+	}
+	if name := knobs.Faults[method.Name]; name != "" {
+		return nil, newFault(name)
+	}
+
+	var ours mo.Reference
+	switch method.This.Type {
+	case "SessionManager":
+		if method.Name == "Login" {
+			return &sessionManager{ctx.Map.SessionManager()}, nil
+		}
+	case "VirtualMachine":
+		if g := l.guestByRef(method.This); g != nil {
+			ours = &vmMethods{Self: method.This, guest: g}
+		}
+	case "VirtualMachineSnapshot":
+		for _, g := range l.guests {
+			if g.has(method.This) {
+				ours = &snapshotMethods{Self: method.This, guest: g}
+			}
+		}
+	case "Datastore":
+		ours = &datastoreMethods{Self: method.This, lab: l}
+	}
+	if ours == nil || !answers(ours, method.Name) {
+		return nil, nil
+	}
+	// The simulator prefers what the session's own registry holds to what we return. This Session is a copy made for this one
+	// request, so giving it a registry with our object in it is seen by nobody else.
+	ctx.Session.Registry = simulator.NewRegistry()
+	ctx.Session.Registry.Put(ours)
+	return ours, nil
+}
+
+// anonymous says whether vCenter answers the call without a login. The simulator by itself would let anybody read properties
+// and log in with a made-up token.
+func anonymous(method *simulator.Method) bool {
+	switch method.Name {
+	case "Login", "RetrieveServiceContent":
+		return true
+	case "RetrieveProperties", "RetrievePropertiesEx", "Fetch":
+		// A traversal would lead from these objects to all others.
+		if traverses(method.Body) {
+			return false
+		}
+		for _, ref := range mo.References(method.Body) {
+			if ref.Type != "SessionManager" && ref.Type != "ServiceInstance" && ref.Type != "PropertyCollector" {
+				return false
+			}
+		}
+		return true
+	}
+	return false
+}
+
+func traverses(body types.AnyType) bool {
+	var specs []types.PropertyFilterSpec
+	switch request := body.(type) {
+	case *types.RetrieveProperties:
+		specs = request.SpecSet
+	case *types.RetrievePropertiesEx:
+		specs = request.SpecSet
+	}
+	for _, spec := range specs {
+		for _, object := range spec.ObjectSet {
+			if len(object.SelectSet) > 0 {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// answers says whether the object has the method; the simulator drops the underscore of "X_Task".
+func answers(object mo.Reference, method string) bool {
+	name := method
+	if task, isTask := strings.CutSuffix(method, "_Task"); isTask {
+		name = task + "Task"
+	}
+	return reflect.ValueOf(object).MethodByName(name).IsValid()
+}
+
+// sessionManager logs in with vCenter's own words on failure.
+type sessionManager struct{ *simulator.SessionManager }
+
+func (m *sessionManager) Login(ctx *simulator.Context, req *types.Login) soap.HasFault {
+	answer := m.SessionManager.Login(ctx, req)
+	if answer.Fault() != nil {
+		return &methods.LoginBody{Fault_: simulator.Fault(
+			"Cannot complete login due to an incorrect user name or password.", new(types.InvalidLogin))}
+	}
+	return answer
+}
+
+func (l *Lab) validLogin(req *types.Login) bool {
+	valid := req.UserName == l.User && req.Password == l.Password
+	l.stats.Lock()
+	defer l.stats.Unlock()
+	if valid {
+		l.stats.logins++
+	} else {
+		l.stats.failed++
+	}
+	return valid
+}
+
+// authorized says whether an HTTP request brings a session's cookie or the account's name and password.
+func (l *Lab) authorized(r *http.Request) bool {
+	if user, password, given := r.BasicAuth(); given {
+		return user == l.User && password == l.Password
+	}
+	cookie, err := r.Cookie(soap.SessionCookieName)
+	if err != nil {
+		return false
+	}
+	for _, session := range l.sessions() {
+		if session.Key == cookie.Value {
+			return true
+		}
+	}
+	return false
+}
+
+func (l *Lab) sessions() []types.UserSession {
+	// A session's view of the manager has the list; the plain one does not.
+	ctx := l.fresh()
+	manager, _ := ctx.Session.Get(ctx.Map.SessionManager().Self).(*simulator.SessionManager)
+	return manager.SessionList
+}
+
+// killSessions ends the session with that key, or all without one, and returns how many.
+func (l *Lab) killSessions(key string) int {
+	killed := 0
+	for _, session := range l.sessions() {
+		if key == "" || session.Key == key {
+			ctx := l.fresh()
+			answer := ctx.Map.SessionManager().TerminateSession(ctx, &types.TerminateSession{SessionId: []string{session.Key}})
+			if answer.Fault() == nil {
+				killed++
+			}
+		}
+	}
+	return killed
+}

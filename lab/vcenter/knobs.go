@@ -1,0 +1,93 @@
+// Copyright: Contributors to sendense.backup
+// GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+// SPDX-License-Identifier: GPL-3.0-or-later
+
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"maps"
+	"reflect"
+	"sync"
+	"time"
+
+	"github.com/vmware/govmomi/vim25/types"
+)
+
+// Knobs are what a test may turn while the lab runs. Their names are interface: README.md explains each.
+type Knobs struct {
+	LatencyMS            int64             `json:"latency_ms"`
+	FolderLatencyMS      int64             `json:"folder_latency_ms"`
+	FolderBytesPerSecond int64             `json:"folder_bytes_per_second"`
+	CreateSnapshotMS     int64             `json:"create_snapshot_ms"`
+	RemoveSnapshotMS     int64             `json:"remove_snapshot_ms"`
+	Quiesce              string            `json:"quiesce"`
+	CBTAreas             int               `json:"cbt_areas"`
+	CBTBytes             int64             `json:"cbt_bytes"`
+	Faults               map[string]string `json:"faults"`
+	Free                 map[string]int64  `json:"free"`
+}
+
+func defaultKnobs() Knobs {
+	return Knobs{Quiesce: "ok", CBTAreas: 64, CBTBytes: 8 << 30, Faults: map[string]string{}, Free: map[string]int64{}}
+}
+
+type knobs struct {
+	sync.Mutex
+	values Knobs
+}
+
+func (k *knobs) get() Knobs {
+	k.Lock()
+	defer k.Unlock()
+	values := k.values
+	values.Faults, values.Free = maps.Clone(values.Faults), maps.Clone(values.Free)
+	return values
+}
+
+// set changes what the JSON object names; an unknown name or a senseless value changes nothing.
+func (k *knobs) set(from io.Reader) error {
+	k.Lock()
+	defer k.Unlock()
+	next := k.values
+	// Maps are replaced as a whole: decoding into the old one would only ever add.
+	next.Faults, next.Free = nil, nil
+	decoder := json.NewDecoder(from)
+	decoder.DisallowUnknownFields()
+	if err := decoder.Decode(&next); err != nil {
+		return err
+	}
+	if next.Faults == nil {
+		next.Faults = k.values.Faults
+	}
+	if next.Free == nil {
+		next.Free = k.values.Free
+	}
+	for method, name := range next.Faults {
+		if newFault(name) == nil {
+			return fmt.Errorf("faults: %s: %q is not a fault that vSphere knows", method, name)
+		}
+	}
+	switch {
+	case next.Quiesce != "ok" && next.Quiesce != "fail" && next.Quiesce != "silent":
+		return fmt.Errorf("quiesce is ok, fail or silent, not %q", next.Quiesce)
+	case next.CBTAreas < 1 || next.CBTBytes < cbtCell:
+		return fmt.Errorf("cbt_areas is at least 1 and cbt_bytes at least %d", int64(cbtCell))
+	}
+	k.values = next
+	return nil
+}
+
+// newFault returns a fault of that type, nil when there is none.
+func newFault(name string) types.BaseMethodFault {
+	kind, known := types.TypeFunc()(name)
+	if !known || kind.Kind() != reflect.Struct {
+		return nil
+	}
+	fault, _ := reflect.New(kind).Interface().(types.BaseMethodFault)
+	return fault
+}
+
+func sleep(ms int64) { time.Sleep(time.Duration(ms) * time.Millisecond) }
