@@ -76,7 +76,7 @@ EXAMPLES = r"""
 
 RETURN = r"""
 exports:
-  description: What is served.
+  description: What is served, each by the unit C(sendense-export-<job>-<key>). The port is null in check mode.
   returned: when O(state=present)
   type: list
   elements: dict
@@ -85,8 +85,6 @@ exports:
       name: pgtest1-5029f3ab-20261123T140102Z-disk0
       size: 21474836480
       port: 10100
-      uri: nbd://127.0.0.1:10100/pgtest1-5029f3ab-20261123T140102Z-disk0
-      unit: sendense-export-pgtest1-5029f3ab-20261123T140102Z-2000
 ended:
   description: How each export ended; C(death) is empty for a clean stop, C(words) is what qemu-nbd said last.
   returned: when O(state=absent)
@@ -114,9 +112,7 @@ def present(module: AnsibleModule) -> dict:
     if served:
         return {"changed": False, "exports": [asdict(each) for each in served]}
     if module.check_mode:
-        predicted = [
-            {**asdict(each), "port": None, "uri": None, "unit": export.unit_name(job, each.key)} for each in wished
-        ]
+        predicted = [{"key": each.key, "name": each.name, "size": each.size, "port": each.port} for each in wished]
         return {"changed": True, "exports": predicted}
     served = export.start(job, wished, module.params["connections"], Leases())
     return {"changed": True, "exports": [asdict(each) for each in served]}

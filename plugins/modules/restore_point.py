@@ -43,6 +43,9 @@ options:
   snapshot:
     description: What M(sendense.backup.vm_snapshot) returned. Required with O(state=published).
     type: dict
+  after:
+    description: The VM as M(sendense.backup.vm_snapshot) returned it once the snapshot was gone. Required with O(state=published).
+    type: dict
   copies:
     description: The C(disks) that M(sendense.backup.nbd_copy) returned. Required with O(state=published).
     type: list
@@ -86,6 +89,10 @@ manifest:
   description: The manifest of the published point.
   returned: when O(state=published)
   type: dict
+seconds:
+  description: How long proving and publishing took.
+  returned: when O(state=published) and the point was not published before
+  type: float
 """
 
 import time
@@ -135,7 +142,9 @@ def published(module: AnsibleModule, repository: store.Repository) -> dict:
         "times": {"started": jobs.point_id(job), "published": datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")},
     }
     began = time.monotonic()
-    store.publish(repository, manifest.Run(job, params["vm"], params["snapshot"], params["copies"], facts))
+    store.publish(
+        repository, manifest.Run(job, params["vm"], params["snapshot"], params["after"], params["copies"], facts)
+    )
     Leases().release(job)
     return {
         "changed": True,
@@ -165,11 +174,12 @@ def main() -> None:
             "state": {"type": "str", "choices": ["partial", "published", "absent"], "required": True},
             "vm": {"type": "dict", "required": True},
             "snapshot": {"type": "dict"},
+            "after": {"type": "dict"},
             "copies": {"type": "list", "elements": "dict"},
             "facts": {"type": "dict", "default": {}},
             "controller": {"type": "str", "default": ""},
         },
-        required_if=[("state", "published", ["snapshot", "copies"])],
+        required_if=[("state", "published", ["snapshot", "after", "copies"])],
         supports_check_mode=True,
     )
     act = {"partial": partial, "published": published, "absent": absent}[module.params["state"]]

@@ -39,6 +39,7 @@ class Run:
     job: str
     vm: Mapping[str, Any]  # what vm_info said before the snapshot
     snapshot: Mapping[str, Any]  # what vm_snapshot returned
+    after: Mapping[str, Any]  # the VM once the snapshot was gone
     copies: list[dict[str, Any]]  # the disks of nbd_copy
     facts: Mapping[str, Any]  # what else goes into the manifest as it is: transport, times, tools
 
@@ -53,7 +54,8 @@ def build(run: Run, files: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
         "point": jobs.point_id(run.job),
         "type": "full",
         "parent": None,
-        "vm": {key: value for key, value in run.vm.items() if key not in ("disks", "datastores", "snapshots")},
+        "vm": {key: value for key, value in run.vm.items() if key not in ("disks", "datastores", "snapshots", "host")},
+        "host": {"before": run.vm["host"], "after": run.after["host"]},
         "consistency": {key: run.snapshot[key] for key in ("quiesce_requested", "quiesce_achieved")},
         "disks": [_disk(disk, frozen[disk["key"]], copied[disk["key"]], files) for disk in run.vm["disks"]],
         "files": dict(files),
@@ -81,6 +83,19 @@ def _disk(
         "stored": files[image]["size"],
         **{name: copied[name] for name in counted},
     }
+
+
+def check_unmoved(run: Run) -> None:
+    """Raise SendenseError when a disk lies elsewhere than before the snapshot: what was read is then not to be believed.
+
+    Nothing stops Storage vMotion during the copy (nbdkit does not call VixDiskLib_PrepareForAccess), so it is looked for.
+    """
+    before, after = ({disk["key"]: disk["path"] for disk in vm["disks"]} for vm in (run.vm, run.after))
+    for key, path in before.items():
+        if after.get(key) != path:
+            raise SendenseError(
+                f"disk {key} moved during the backup, from {path} to {after.get(key, 'nowhere')}; run the backup again"
+            )
 
 
 def load(path: Path) -> dict[str, Any]:

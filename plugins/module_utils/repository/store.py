@@ -153,6 +153,7 @@ def publish(repository: Repository, run: manifest.Run) -> Path:
     Raises SendenseError naming the disk whose image does not hold what the source delivered.
     """
     vm = run.vm
+    manifest.check_unmoved(run)
     folder = repository.partial_folder(vm["instance_uuid"], run.job)
     if not folder.is_dir():
         raise Refused(f"{folder} is not there: job {run.job} has no point to publish")

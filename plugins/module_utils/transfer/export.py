@@ -41,8 +41,6 @@ class Served:
     name: str
     size: int
     port: int
-    uri: str
-    unit: str
 
 
 @dataclass(frozen=True)
@@ -75,11 +73,11 @@ def current(job: str) -> list[Served]:
         return []
     served = [Served(**each) for each in kept]
     for each in served:
-        if not (unit := units.read(each.unit)).running:
+        if not (unit := units.read(unit_name(job, each.key))).running:
             raise SendenseError(
                 f"disk {each.key}: the export {each.name} {unit.death or 'has stopped'}; start the job anew"
             )
-        prove(each.uri, each.size)
+        prove(tcp_uri(each.port, each.name), each.size)
     return served
 
 
@@ -128,7 +126,7 @@ def _proven(job: str, export: Export, port: int) -> Served:
                 raise SendenseError(f"disk {export.key}: {why}") from None
             time.sleep(0.05)
         else:
-            return Served(key=export.key, name=export.name, size=export.size, port=port, uri=uri, unit=name)
+            return Served(key=export.key, name=export.name, size=export.size, port=port)
 
 
 def known(job: str) -> list[str]:
