@@ -113,6 +113,7 @@ def forget(name: str) -> None:
 def words(name: str) -> str:
     """Return the last words of the unit's program, from the journal, as one line; empty when it said nothing."""
     run(["journalctl", "--sync"])
-    said = run(["journalctl", "--quiet", "--no-pager", "--output=cat", "--lines=8", "_TRANSPORT=stdout",
-                f"_SYSTEMD_UNIT={name}.service"])  # fmt: skip
+    invocation = read(name).invocation  # the name may have been used before
+    which = f"_SYSTEMD_INVOCATION_ID={invocation}" if invocation else f"_SYSTEMD_UNIT={name}.service"
+    said = run(["journalctl", "--quiet", "--no-pager", "--output=cat", "--lines=8", "_TRANSPORT=stdout", which])
     return last_words(said)
