@@ -255,11 +255,12 @@ class Session:
         while page:
             for each in page.objects:
                 found[id_of(each.obj)] = {entry.name: entry.val for entry in each.propSet}
-                for missing in each.missingSet:
+                for missing in each.missingSet:  # its fault is the bare fault here, though the API wraps it
                     # a folder only lends its name to a path; users often may not see those above their own
-                    fault = missing.fault.fault
-                    if isinstance(fault, vim.fault.NoPermission) and not isinstance(each.obj, vim.Folder):
-                        raise Fault(explain(self.vcenter, f"reading {missing.path}", fault), fault)
+                    if isinstance(missing.fault, vim.fault.NoPermission) and not isinstance(each.obj, vim.Folder):
+                        raise Fault(explain(self.vcenter, f"reading {missing.path}", missing.fault), missing.fault)
+                    if isinstance(missing.fault, vim.fault.NotAuthenticated):
+                        raise Fault(explain(self.vcenter, f"reading {missing.path}", missing.fault), missing.fault)
             if not page.token:
                 return found
             page = self._say("reading", self.content.propertyCollector.ContinueRetrievePropertiesEx, page.token)
