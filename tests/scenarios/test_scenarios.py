@@ -19,7 +19,7 @@ SCENARIOS.sort(key=lambda name: name != "default")  # it provisions; the others 
 
 @pytest.fixture(scope="module")
 def molecule(request):
-    """Return a function that runs molecule in the lab, with its output shown live; what it raised goes down at the end."""
+    """Return a function that runs molecule in the lab, showing its output; a lab that it raised goes down at the end."""
     capture = request.config.pluginmanager.getplugin("capturemanager")
 
     def run(*arguments: str) -> int:
@@ -27,6 +27,7 @@ def molecule(request):
         with capture.global_and_fixture_disabled():
             return subprocess.run(["molecule", *arguments], cwd=ROOT, env=environment, check=False).returncode
 
+    assert run("reset", "--scenario-name", "default") == 0, "what a run that was killed believed stays"
     try:
         assert run("create", "--scenario-name", "default") == 0, "the lab does not come up"
         yield run
