@@ -14,6 +14,8 @@ ARGS ?=
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
 export MOLECULE_GLOB := molecule/*/molecule.yml
+export MOLECULE_EPHEMERAL_DIRECTORY := $(CURDIR)/build/molecule
+export MOLECULE_COMMAND_BORDERS := false
 
 help: ## List every word
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -66,6 +68,7 @@ scenarios: venv ## All molecule scenarios, in a lab of their own unless one is u
 	pytest tests/scenarios $(ARGS)
 
 molecule: venv ## One molecule scenario by hand (SCENARIO=default ARGS=--destroy=never)
+	rm -rf build/molecule # whether there is a lab, create asks the lab
 	molecule test --scenario-name $(SCENARIO) $(ARGS)
 
 clean: ## Remove what was built here; the lab and its state stay

@@ -7,7 +7,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 SCENARIOS = sorted(path.parent.name for path in ROOT.glob("molecule/*/molecule.yml"))
 SCENARIOS.sort(key=lambda name: name != "default")  # it provisions; the others stand on that
+STATE = ROOT / "build/molecule"  # by default it is one for all checkouts of the same name
 
 
 @pytest.fixture(scope="module")
@@ -23,11 +26,17 @@ def molecule(request):
     capture = request.config.pluginmanager.getplugin("capturemanager")
 
     def run(*arguments: str) -> int:
-        environment = {**os.environ, "MOLECULE_GLOB": "molecule/*/molecule.yml"}
+        environment = {
+            **os.environ,
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+            "MOLECULE_COMMAND_BORDERS": "false",
+            "MOLECULE_EPHEMERAL_DIRECTORY": str(STATE),
+            "MOLECULE_GLOB": "molecule/*/molecule.yml",
+        }
         with capture.global_and_fixture_disabled():
             return subprocess.run(["molecule", *arguments], cwd=ROOT, env=environment, check=False).returncode
 
-    assert run("reset", "--scenario-name", "default") == 0, "what a run that was killed believed stays"
+    shutil.rmtree(STATE, ignore_errors=True)  # what a run that was killed took for true
     try:
         assert run("create", "--scenario-name", "default") == 0, "the lab does not come up"
         yield run
