@@ -46,7 +46,7 @@ provision: venv ## Run playbooks/provision.yml (INVENTORY=inventories/lab ARGS=.
 
 # --- demo
 demo: lab ## Back up a VM in the lab and compare every byte with the truth
-	ansible-playbook --inventory inventories/lab playbooks/provision.yml
+	@tools/demo
 # --- end of demo
 
 test: lint sanity ## Everything that CI runs, the fast things first

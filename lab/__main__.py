@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from lab import compare as comparison
 from lab import deps, image, machine, network, simulator
 from lab.cache import remove
 from lab.instance import DEFAULT_MACHINES, Lab, here, is_node, machine_number, only_one_command, write_json
@@ -175,6 +176,16 @@ def truth(lab: Lab, arguments: argparse.Namespace) -> None:
     show(simulator.ask(lab, "GET", "/truth", query))
 
 
+def compare(lab: Lab, arguments: argparse.Namespace) -> None:
+    """Print the VM's newest restore point beside the truth; a difference is an error."""
+    point, disks = comparison.compare(lab, arguments.vm)
+    print(f"{arguments.vm}, restore point {point.name}\n{comparison.HEADER}")
+    for disk in disks:
+        print(disk)
+    if wrong := [str(disk.key) for disk in disks if not disk.equal]:
+        raise LabError(f"disk {', '.join(wrong)} of {point} is not what {arguments.vm} held at the snapshot")
+
+
 def knob(lab: Lab, arguments: argparse.Namespace) -> None:
     """Show vCenter's knobs after turning those that are named; values are JSON, or plain words."""
     if not arguments.settings:
@@ -232,6 +243,9 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("vm", metavar="VM")
     one.add_argument("--snapshot", metavar="NAME", help="this one instead of the newest")
     one.add_argument("--sha256", action="store_true", help="with digests, which takes a while")
+    word("compare", compare, "a VM's newest restore point on hub1 with the truth, byte for byte").add_argument(
+        "vm", metavar="VM"
+    )
     one = word("knob", knob, "show or turn vCenter's knobs: latency, faults, quiescing")
     one.add_argument("settings", nargs="*", metavar="NAME=VALUE")
     one = word("cbt", cbt, "switch a VM's change tracking")
