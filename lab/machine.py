@@ -154,6 +154,7 @@ def apt_proxy() -> str:
 
 
 def boot(lab: Lab, name: str) -> None:
+    tidy(lab, name)
     archives = package_dir(lab, name)
     process(lab, name).start(
         [
@@ -173,7 +174,11 @@ def boot(lab: Lab, name: str) -> None:
             "--console=pipe",
             "--boot",
         ],
-        environment={"SYSTEMD_NSPAWN_UNIFIED_HIERARCHY": "1", "SYSTEMD_NSPAWN_API_VFS_WRITABLE": "network"},
+        environment={
+            "SYSTEMD_NSPAWN_UNIFIED_HIERARCHY": "1",
+            "SYSTEMD_NSPAWN_API_VFS_WRITABLE": "network",
+            "SYSTEMD_NSPAWN_LOCK": "0",
+        },
         again=REBOOT,
     )
 
@@ -242,9 +247,16 @@ def drop(lab: Lab, name: str) -> None:
     keep_packages(lab, name)
     unmount_below(lab.machine_dir(name))
     remove(lab.machine_dir(name))
-    propagated = Path("/run/systemd/nspawn/propagate") / network.namespace(lab, name)
-    if propagated.is_dir():
-        propagated.rmdir()
+    tidy(lab, name)
+
+
+def tidy(lab: Lab, name: str) -> None:
+    """Put away what a killed systemd-nspawn had no time to, and the next one would stumble over."""
+    for kind in ("propagate", "unix-export"):
+        shared = Path("/run/systemd/nspawn") / kind / network.namespace(lab, name)
+        unmount_below(shared)
+        if shared.is_dir():
+            shared.rmdir()
 
 
 def package_dir(lab: Lab, name: str) -> Path:

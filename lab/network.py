@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 from collections.abc import Iterable
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
@@ -226,7 +227,7 @@ def connected(lab: Lab) -> list[str]:
     names = {path.name.removeprefix(namespace(lab, "")) for path in NETNS.glob(namespace(lab, "*"))}
     for network in NETWORKS:
         prefix = cable(lab, network, "")
-        names |= {path.name.removeprefix(prefix) for path in Path("/sys/class/net").glob(f"{prefix}*")}
+        names |= {link.removeprefix(prefix) for link in links() if link.startswith(prefix)}
     return sorted(names)
 
 
@@ -253,15 +254,17 @@ def set_cable(lab: Lab, name: str, networks: Iterable[str], up: bool) -> None:
 
 
 def cable_up(lab: Lab, network: str, name: str) -> bool:
-    """Whether a cable is plugged (IFF_UP of its host end)."""
-    try:
-        return bool(int(Path(f"/sys/class/net/{cable(lab, network, name)}/flags").read_text(), 16) & 1)
-    except FileNotFoundError:
-        return False
+    """Whether a cable is there and plugged."""
+    port = cable(lab, network, name)
+    return exists(port) and "UP" in json.loads(run(["ip", "-json", "link", "show", port]))[0]["flags"]
 
 
 def exists(link: str) -> bool:
-    return Path(f"/sys/class/net/{link}").exists()
+    return link in links()
+
+
+def links() -> list[str]:
+    return [name for _, name in socket.if_nameindex()]
 
 
 def warn_when_shut_in(lab: Lab, name: str) -> None:

