@@ -17,7 +17,7 @@ def normalise(ranges: Iterable[Range], capacity: int, cell: int = 1) -> list[Ran
     for offset, length in sorted(ranges):
         begin = offset // cell * cell
         end = min(-(-(offset + length) // cell) * cell, capacity)
-        if end <= begin:
+        if length <= 0 or end <= begin:
             continue
         if merged and begin <= sum(merged[-1]):
             begin, last_end = merged[-1][0], sum(merged[-1])
