@@ -109,14 +109,15 @@ def prove(uri: str, size: int, timeout: float = 10, *, writable: bool = True) ->
 def data_ranges(handle: Any) -> Iterator[Range]:
     """Yield the ranges of an export that hold data, as its server knows them; needs the context ``ALLOCATION``."""
     size, position = handle.get_size(), 0
+    entries: list[int] = []  # of the last answer: length and state in turn
+
+    def keep(_context: str, _offset: int, found: list[int], _error: Any) -> int:
+        entries[:] = found
+        return 0
+
     while position < size:
-        entries: list[int] = []
-
-        def extent(_context: str, _offset: int, found: list[int], _error: Any, entries: list[int] = entries) -> int:
-            entries[:] = found
-            return 0
-
-        handle.block_status(min(size - position, 1 << 31), position, extent)
+        entries.clear()
+        handle.block_status(min(size - position, 1 << 31), position, keep)
         if not entries:
             raise SendenseError("the NBD server tells nothing of what is allocated")
         for length, state in zip(entries[::2], entries[1::2], strict=True):

@@ -183,8 +183,10 @@ def absent(module: AnsibleModule) -> dict:
 def main() -> None:
     """Run the module."""
     disk = {
-        name: {"type": kind, "required": True}
-        for name, kind in (("key", "int"), ("capacity", "int"), ("path", "str"), ("target", "str"))
+        "key": {"type": "int", "required": True, "no_log": False},
+        "capacity": {"type": "int", "required": True},
+        "path": {"type": "str", "required": True},
+        "target": {"type": "str", "required": True},
     }
     module = AnsibleModule(
         argument_spec={

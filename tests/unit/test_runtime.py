@@ -36,9 +36,9 @@ def test_the_group_all_is_every_module():
 
 
 def test_every_module_goes_through_our_action_plugin():
-    expected = {name: {"action_plugin": "sendense.backup.module"} for name in MODULES}
+    expected = {name: {"action_plugin": "sendense.backup.nbd_copy"} for name in MODULES}
     assert RUNTIME["plugin_routing"]["modules"] == expected
-    assert (ROOT / "plugins/action/module.py").is_file()
+    assert (ROOT / "plugins/action/nbd_copy.py").is_file()
 
 
 def test_the_group_vcenter_is_every_module_with_vcenter_options():

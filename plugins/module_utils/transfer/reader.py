@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, cast
 
 from ansible_collections.sendense.backup.plugins.module_utils.commands import Command, last_words
 from ansible_collections.sendense.backup.plugins.module_utils.errors import SendenseError
@@ -46,7 +46,7 @@ def command(source: HttpsSource, socket: Path) -> Command:
 def served(source: HttpsSource, socket: Path, timeout: float = 15) -> Iterator[Reader]:
     """Serve *source* while the context lasts and yield its reader. Raises SendenseError with nbdkit's own last words."""
     process = subprocess.Popen(command(source, socket), stderr=subprocess.PIPE, text=True, errors="replace")
-    reader = Reader(process, socket)
+    reader = Reader(cast("IO[str]", process.stderr), socket)
     try:
         deadline = time.monotonic() + timeout
         while not socket.exists():
@@ -63,11 +63,10 @@ def served(source: HttpsSource, socket: Path, timeout: float = 15) -> Iterator[R
 class Reader:
     """A running nbdkit: where it serves, and what it said last."""
 
-    def __init__(self, process: subprocess.Popen[str], socket: Path) -> None:
-        assert process.stderr is not None
+    def __init__(self, stderr: IO[str], socket: Path) -> None:
         self.uri = unix_uri(str(socket), "")
         self._said: deque[str] = deque(maxlen=8)
-        self._listener = threading.Thread(target=self._listen, args=(process.stderr,), daemon=True)
+        self._listener = threading.Thread(target=self._listen, args=(stderr,), daemon=True)
         self._listener.start()
 
     def _listen(self, stderr: IO[str]) -> None:

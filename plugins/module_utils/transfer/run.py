@@ -147,7 +147,7 @@ def parse(request: dict[str, Any]) -> list[Disk]:
             capacity=disk["capacity"],
             source=HttpsSource(**disk["source"]),
             target=disk["target"],
-            areas=None if disk["areas"] is None else [(offset, length) for offset, length in disk["areas"]],
+            areas=None if disk["areas"] is None else [tuple(area) for area in disk["areas"]],
         )
         for disk in request["disks"]
     ]

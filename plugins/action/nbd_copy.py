@@ -2,7 +2,9 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""The one action plugin under every module of this collection.
+"""The one action plugin under every module of this collection, by ``plugin_routing`` in meta/runtime.yml.
+
+It bears the name of the module that needs it most, because ansible-test wants a module of each action plugin's name.
 
 A lost connection becomes an ordinary failure, because Ansible runs neither ``rescue`` nor ``always`` for a delegate that
 is unreachable. ``VMWARE_*`` is looked up here, on the controller, and not in the environment of the node. A copy that
