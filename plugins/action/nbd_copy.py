@@ -44,17 +44,15 @@ class ActionModule(ActionBase):
         arguments = self._complete(name.rpartition(".")[2], self._task.args)
         result = self._once(name, arguments, task_vars)
         lost = 0
-        while result.get("copy", {}).get("state") == "running" and lost < PATIENCE:
+        while result.get("copy", {}).get("state") == "running":
             self._show(result["copy"], task_vars or {})
             again = self._once(name, arguments, task_vars)
-            if again.get("connection_lost"):
-                lost += 1
+            lost = lost + 1 if again.get("connection_lost") else 0
+            if 0 < lost <= PATIENCE:
                 display.display(f"{again['msg']}; the copy goes on without it, asking again")
                 time.sleep(PAUSE)
-                if lost == PATIENCE:
-                    return again
-                continue
-            lost, result = 0, {**again, "changed": True} if "changed" in again else again
+            else:
+                result = {**again, "changed": True}
         return result
 
     def _complete(self, module: str, given: dict[str, Any]) -> dict[str, Any]:
@@ -73,7 +71,7 @@ class ActionModule(ActionBase):
         except AnsibleConnectionFailure as error:
             result = {"unreachable": True, "msg": str(error)}
         if result.pop("unreachable", False):
-            host = ((task_vars or {}).get("ansible_delegated_vars", {}) and self._task.delegate_to) or "the host"
+            host = self._task.delegate_to or (task_vars or {}).get("inventory_hostname", "the host")
             words = " ".join(str(result.get("msg", "")).split())
             return {"failed": True, "connection_lost": True, "msg": f"the connection to {host} is lost: {words}"}
         return result

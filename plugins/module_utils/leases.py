@@ -15,6 +15,7 @@ import errno
 import fcntl
 import json
 import socket
+import threading
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -96,6 +97,24 @@ class Leases:
         with self._locked():
             for lease in self.of(job):
                 self._write(lease.thing, job, lease.controller)
+
+    @contextmanager
+    def renewed(self, job: str) -> Iterator[None]:
+        """Renew the leases of *job* for as long as the context lasts, however long that is."""
+        over = threading.Event()
+
+        def renew() -> None:
+            self.renew(job)
+            while not over.wait(TTL / 3):
+                self.renew(job)
+
+        renewer = threading.Thread(target=renew, daemon=True)
+        renewer.start()
+        try:
+            yield
+        finally:
+            over.set()
+            renewer.join()
 
     def release(self, job: str, kind: str = "") -> bool:
         """Release the leases of *job* whose things begin with *kind*; return whether there was one."""

@@ -135,17 +135,16 @@ def published(module: AnsibleModule, repository: store.Repository) -> dict:
         return {"changed": False, "path": str(point), "manifest": manifest.load(point)}
     if module.check_mode:
         return {"changed": True, "path": str(point), "manifest": {}}
-    Leases().renew(job)
     facts = params["facts"] | {
         "tools": params["facts"].get("tools", {})
         | {"qemu-img": commands.run(["qemu-img", "--version"]).splitlines()[0]},
         "times": {"started": jobs.point_id(job), "published": datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")},
     }
-    began = time.monotonic()
-    store.publish(
-        repository, manifest.Run(job, params["vm"], params["snapshot"], params["after"], params["copies"], facts)
-    )
-    Leases().release(job)
+    began, leases = time.monotonic(), Leases()
+    run = manifest.Run(job, params["vm"], params["snapshot"], params["after"], params["copies"], facts)
+    with leases.renewed(job):  # no unit of the job runs any more that would show it alive
+        store.publish(repository, run)
+    leases.release(job)
     return {
         "changed": True,
         "path": str(point),

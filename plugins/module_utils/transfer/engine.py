@@ -11,6 +11,7 @@ image shows when the image is read again.
 
 from __future__ import annotations
 
+import os
 import select
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -96,7 +97,7 @@ class Copy:
             self._reading -= 1
             if error.value:
                 self._failed.append(
-                    f"the source failed to read {len(slot.view)} bytes at {slot.offset} (errno {error.value})"
+                    f"the source failed to read {len(slot.view)} bytes at {slot.offset} ({os.strerror(error.value)})"
                 )
             self._arrived.append(slot)
             return 1
@@ -123,7 +124,7 @@ class Copy:
             self._writing -= 1
             slot.writes -= 1
             if error.value:
-                self._failed.append(f"the export failed to write at {slot.offset} (errno {error.value})")
+                self._failed.append(f"the export failed to write at {slot.offset} ({os.strerror(error.value)})")
             if not slot.writes:
                 self._free.append(slot)
             return 1
