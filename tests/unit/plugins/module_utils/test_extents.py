@@ -1,0 +1,57 @@
+# Copyright: Contributors to sendense.backup
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+from ansible_collections.sendense.backup.plugins.module_utils.extents import normalise, pieces, total
+from hypothesis import given
+from hypothesis import strategies as st
+
+CAPACITY = 300
+ranges = st.lists(st.tuples(st.integers(0, CAPACITY + 20), st.integers(0, 90)), max_size=12)
+
+
+def covered(found):
+    return {byte for offset, length in found for byte in range(offset, offset + length)}
+
+
+@given(ranges, st.sampled_from([1, 2, 7, 64]))
+def test_normalise_covers_every_cell_that_is_touched_and_no_other(given_ranges, cell):
+    touched = {byte // cell for byte in covered(given_ranges)}
+    expected = {byte for byte in range(CAPACITY) if byte // cell in touched}
+    assert covered(normalise(given_ranges, CAPACITY, cell)) == expected
+
+
+@given(ranges, st.sampled_from([1, 2, 7, 64]))
+def test_normalised_ranges_ascend_with_a_gap_between_them(given_ranges, cell):
+    found = normalise(given_ranges, CAPACITY, cell)
+    assert all(length > 0 for _offset, length in found)
+    assert all(sum(one) < other[0] for one, other in pairwise(found))
+
+
+@given(ranges, st.integers(1, 100))
+def test_pieces_are_the_same_bytes_cut_at_multiples(given_ranges, size):
+    whole = normalise(given_ranges, CAPACITY)
+    cut = list(pieces(whole, size))
+    assert [byte for one in cut for byte in sorted(covered([one]))] == sorted(covered(whole))
+    assert all(offset // size == (offset + length - 1) // size for offset, length in cut)
+    assert total(cut) == total(whole) == len(covered(whole))
+
+
+@pytest.mark.parametrize(
+    ("given_ranges", "expected"),
+    [
+        pytest.param([(0, 1)], [(0, 65536)], id="one byte becomes its cell"),
+        pytest.param([(65535, 2)], [(0, 131072)], id="two bytes over a border become two cells"),
+        pytest.param([(131072, 1536)], [(131072, 1536)], id="the short last cell ends with the disk"),
+        pytest.param([(131072, 70000)], [(131072, 1536)], id="what lies beyond the disk is clipped"),
+        pytest.param([(65536, 65536), (0, 65536)], [(0, 131072)], id="neighbours in any order are one"),
+        pytest.param([(5, 0)], [], id="an empty range is nothing"),
+    ],
+)
+def test_the_grid_of_64_kib(given_ranges, expected):
+    assert normalise(given_ranges, 131072 + 1536, 65536) == expected

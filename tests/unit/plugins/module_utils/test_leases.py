@@ -1,0 +1,136 @@
+# Copyright: Contributors to sendense.backup
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import socket
+import time
+
+import pytest
+from ansible_collections.sendense.backup.plugins.module_utils.errors import Refused
+from ansible_collections.sendense.backup.plugins.module_utils.leases import PORTS, TTL, Leases
+
+ONE, TWO = "pgtest1-5029f3ab-20261123T140102Z", "thin1-50aa0000-20261123T140102Z"
+LOCK = "vm-5029f3ab-1c2d-4e3f-8a9b-0c1d2e3f4a5b"
+
+
+@pytest.fixture
+def leases(tmp_path, systemd):
+    return Leases(tmp_path / "leases")
+
+
+def let_expire(tmp_path, thing):
+    path = tmp_path / "leases" / thing
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"expires": time.time() - 1}))
+
+
+def test_one_thing_has_one_holder(leases):
+    taken = leases.take(LOCK, ONE, "boot/ns/1/2")
+    assert taken == leases.held(LOCK)
+    assert TTL - 5 < taken.expires - time.time() <= TTL
+    with pytest.raises(Refused, match=f"{LOCK} is held by job {ONE}"):
+        leases.take(LOCK, TWO)
+    assert leases.held(LOCK) == taken
+    assert leases.release(ONE)
+    assert leases.take(LOCK, TWO).job == TWO
+
+
+def test_the_holder_may_take_it_again(leases, tmp_path):
+    leases.take(LOCK, ONE)
+    let_expire(tmp_path, LOCK)
+    assert leases.take(LOCK, ONE).expires > time.time()
+
+
+def test_an_expired_lease_is_dead_once_no_unit_of_its_job_runs(leases, tmp_path, systemd):
+    leases.take(LOCK, ONE)
+    assert not leases.held(LOCK).dead
+    let_expire(tmp_path, LOCK)
+    assert leases.held(LOCK).dead
+    assert leases.take(LOCK, TWO).job == TWO
+
+
+def test_an_expired_lease_lives_as_long_as_a_unit_of_its_job(leases, tmp_path, systemd):
+    leases.take(LOCK, ONE)
+    let_expire(tmp_path, LOCK)
+    systemd(f"sendense-export-{ONE}-2000")
+    assert not leases.held(LOCK).dead
+    with pytest.raises(Refused, match="not proven dead"):
+        leases.take(LOCK, TWO)
+    assert leases.held(LOCK).job == ONE
+
+
+def test_a_job_renews_and_releases_only_its_own(leases, tmp_path):
+    leases.take(LOCK, ONE, "who")
+    leases.take("vm-other", TWO)
+    let_expire(tmp_path, LOCK)
+    let_expire(tmp_path, "vm-other")
+    leases.renew(ONE)
+    assert leases.held(LOCK).expires > time.time() > leases.held("vm-other").expires
+    assert leases.held(LOCK).controller == "who"
+    assert leases.release(ONE)
+    assert not leases.release(ONE)
+    assert [lease.thing for lease in leases.of(TWO)] == ["vm-other"]
+
+
+def test_ports_are_taken_for_all_disks_and_are_nobody_elses(leases):
+    one, two = leases.take_ports(ONE, [None] * 3), leases.take_ports(TWO, [None] * 3)
+    assert len({*one, *two}) == 6
+    assert all(PORTS[0] <= port <= PORTS[1] for port in one + two)
+    assert leases.release(ONE, "port-")
+    assert not leases.of(ONE)
+
+
+def test_ports_are_taken_all_or_none(leases):
+    (mine,) = leases.take_ports(ONE, [None])
+    with pytest.raises(Refused, match=f"port {mine} of this hub: leased by other jobs"):
+        leases.take_ports(TWO, [None, mine])
+    assert not leases.of(TWO)
+    with pytest.raises(Refused, match="all ports 10100-10200"):
+        leases.take_ports(TWO, [None] * (PORTS[1] - PORTS[0] + 1))
+    assert not leases.of(TWO)
+
+
+def test_ports_of_a_dead_job_are_free(leases, tmp_path):
+    (port,) = leases.take_ports(ONE, [None])
+    let_expire(tmp_path, f"port-{port}")
+    assert leases.take_ports(TWO, [port]) == [port]
+
+
+def test_a_port_on_which_somebody_listens_is_passed_over(leases):
+    (free,) = leases.take_ports(ONE, [None])
+    leases.release(ONE)
+    with socket.create_server(("127.0.0.1", free)):
+        (found,) = leases.take_ports(ONE, [None])
+        assert found > free
+        assert leases.take_ports(TWO, [free]) == [free], "a wished port is tried, so that qemu-nbd says why it cannot"
+
+
+def test_the_same_port_is_not_given_twice_in_one_wish(leases):
+    with pytest.raises(Refused, match="port 10177"):
+        leases.take_ports(ONE, [10177, 10177])
+
+
+def _take(folder, job, results):
+    try:
+        results.put(Leases(folder).take(LOCK, job).job)
+    except Refused:
+        results.put("")
+
+
+def test_of_many_at_once_one_wins(tmp_path, systemd):
+    fork = multiprocessing.get_context("fork")
+    results = fork.Queue()
+    takers = [
+        fork.Process(target=_take, args=(tmp_path / "leases", f"vm{each}-5029f3ab-20261123T140102Z", results))
+        for each in range(6)
+    ]
+    for each in takers:
+        each.start()
+    won = [name for name in (results.get(timeout=20) for _each in takers) if name]
+    for each in takers:
+        each.join()
+    assert len(won) == 1
+    assert Leases(tmp_path / "leases").held(LOCK).job == won[0]
