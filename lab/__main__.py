@@ -110,6 +110,8 @@ def reset(lab: Lab, arguments: argparse.Namespace) -> None:
 
 
 def ssh(lab: Lab, arguments: argparse.Namespace) -> None:
+    if arguments.machine not in lab.machines():
+        raise LabError(f"{arguments.machine} is not up; `make lab` raises the lab")
     words = ["--", *arguments.command] if arguments.command else []
     os.execvp("ssh", [*machine.ssh(lab, arguments.machine), *words])  # noqa: S606
 
@@ -123,8 +125,19 @@ def heal(lab: Lab, arguments: argparse.Namespace) -> None:
 
 
 def set_cables(lab: Lab, arguments: argparse.Namespace, *, up: bool) -> None:
-    wanted = [arguments.network] if arguments.network else machine.networks(arguments.machine)
-    network.set_cable(lab, arguments.machine, wanted, up)
+    name, what = arguments.machine, arguments.what
+    machine_number(name)
+    net = network.subnet(lab)
+    if what in network.NETWORKS:
+        network.set_cable(lab, name, [what], up)
+    elif what:
+        machine_number(what)
+        network.set_apart(lab, net, name, what, not up)
+    else:
+        network.set_cable(lab, name, machine.networks(name), up)
+        for pair in network.kept_apart(lab, net) if up else ():
+            if name in pair:
+                network.set_apart(lab, net, *pair, apart=False)
 
 
 def status(lab: Lab, arguments: argparse.Namespace) -> None:
@@ -142,6 +155,8 @@ def status(lab: Lab, arguments: argparse.Namespace) -> None:
         ]
         print(f"{name:8} {state:8} {net.address(name)!s:16} {', '.join(cables)}")
 
+    for one, other in sorted(network.kept_apart(lab, net)) if network.exists(network.bridge(lab, "lan")) else ():
+        print(f"cut between {one} and {other}")
     if simulator.answers(lab):
         print(f"vcenter  running  {net.vcenter_server!s:16} {', '.join(simulator.vm_names(lab))}")
     else:
@@ -226,10 +241,12 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("machine", metavar="MACHINE")
     one.add_argument("command", nargs=argparse.REMAINDER, metavar="COMMAND")
     word("status", status, "what is up")
-    for name, act, summary in (("cut", cut, "pull a machine's network cables"), ("heal", heal, "plug them again")):
+    for name, act, summary in (("cut", cut, "pull a machine's cables"), ("heal", heal, "plug them again")):
         one = word(name, act, summary)
         one.add_argument("machine", metavar="MACHINE")
-        one.add_argument("network", nargs="?", choices=list(network.NETWORKS), help="only this one")
+        one.add_argument(
+            "what", nargs="?", metavar="lan|vcenter|MACHINE", help="only this cable, or what passes to that machine"
+        )
     word("vms", asker("/vms"), "vCenter's VMs and their disks")
     word("snapshots", asker("/snapshots"), "the snapshots that are open now")
     word("stats", asker("/stats"), "SOAP calls, logins, sessions and datastore reads so far")

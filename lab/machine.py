@@ -90,9 +90,10 @@ def mount(lab: Lab, name: str, image: Path) -> None:
     for part in ("upper", "work", "root"):
         (folder / part).mkdir(mode=0o755, parents=True, exist_ok=True)
     options = f"lowerdir={image},upperdir={folder / 'upper'},workdir={folder / 'work'}"
+    kind = run(["stat", "--file-system", "--format=%T", folder]).strip()
     run(
         ["mount", "-t", "overlay", "overlay", "-o", options, root],
-        what=f"mounting {name}'s overlay (the filesystem of {lab.state} must be able to carry one, unlike another overlay)",
+        what=f"mounting {name}'s overlay on {kind} (its upper layer in {folder} needs ext4, xfs, btrfs or tmpfs)",
     )
 
 

@@ -156,9 +156,16 @@ def raise_bridges(lab: Lab, net: Subnet) -> None:
     run(["nft", "-f", "-"], stdin=rules(lab, net), what="loading the lab's address translation")
 
 
+def table_name(lab: Lab) -> str:
+    return f"sendense_lab_{lab.id}"
+
+
 def rules(lab: Lab, net: Subnet) -> str:
-    """The lab's own table: the LAN reaches the world by the host's address, but no other lab and no vCenter."""
-    table = f"sendense_lab_{lab.id}"
+    """The lab's own tables: the LAN reaches the world by the host's address, but no other lab and no vCenter.
+
+    In the bridge's table stand the pairs of addresses that `cut` keeps apart; loading it anew heals them.
+    """
+    table = table_name(lab)
     lan = bridge(lab, "lan")
     return f"""
 table ip {table}
@@ -171,6 +178,17 @@ table ip {table} {{
     chain forward {{
         type filter hook forward priority filter
         iifname "{lan}" ip daddr {home()} ip daddr != {net.lan} reject
+    }}
+}}
+table bridge {table}
+delete table bridge {table}
+table bridge {table} {{
+    set apart {{
+        type ipv4_addr . ipv4_addr
+    }}
+    chain forward {{
+        type filter hook forward priority filter
+        ip saddr . ip daddr @apart drop
     }}
 }}
 """
@@ -238,8 +256,9 @@ def take_down(lab: Lab) -> None:
     for network in NETWORKS:
         if exists(bridge(lab, network)):
             run(["ip", "link", "delete", bridge(lab, network)])
-    table = f"sendense_lab_{lab.id}"
-    run(["nft", "-f", "-"], stdin=f"table ip {table}\ndelete table ip {table}\n", what=f"removing nft table {table}")
+    for family in ("ip", "bridge"):
+        table = f"table {family} {table_name(lab)}"
+        run(["nft", "-f", "-"], stdin=f"{table}\ndelete {table}\n", what=f"removing nft {table}")
 
 
 def set_cable(lab: Lab, name: str, networks: Iterable[str], up: bool) -> None:
@@ -251,6 +270,29 @@ def set_cable(lab: Lab, name: str, networks: Iterable[str], up: bool) -> None:
         if not exists(port):
             raise LabError(f"{name} is not up, so it has no cable to {'plug' if up else 'pull'}")
         run(["ip", "link", "set", port, "up" if up else "down"])
+
+
+def set_apart(lab: Lab, net: Subnet, name: str, other: str, apart: bool) -> None:
+    """Lose every packet between two machines on the way, or no longer; their cables stay plugged."""
+    for machine in (name, other):
+        if not exists(cable(lab, "lan", machine)):
+            raise LabError(f"{machine} is not up, so nothing is between it and another machine")
+    one, two = net.address(name), net.address(other)
+    if one == two:
+        raise LabError(f"{name} cannot be cut from itself")
+    change = [f"element bridge {table_name(lab)} apart {{ {a} . {b} }}\n" for a, b in ((one, two), (two, one))]
+    # Adding what is there is no error, deleting what is not is one: so it is added first.
+    lines = [f"add {line}" for line in change] + ([] if apart else [f"delete {line}" for line in change])
+    run(["nft", "-f", "-"], stdin="".join(lines), what=f"{'cutting' if apart else 'healing'} {name} and {other}")
+
+
+def kept_apart(lab: Lab, net: Subnet) -> set[tuple[str, str]]:
+    """The pairs of machines that are cut from one another."""
+    listed = json.loads(run(["nft", "--json", "list", "set", "bridge", table_name(lab), "apart"]))
+    found = next(entry["set"] for entry in listed["nftables"] if "set" in entry)
+    names = {str(net.address(name)): name for name in lab.machines()}
+    pairs = [element["concat"] for element in found.get("elem", [])]
+    return {(first, second) for one, two in pairs if (first := names[one]) < (second := names[two])}
 
 
 def cable_up(lab: Lab, network: str, name: str) -> bool:
