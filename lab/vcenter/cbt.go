@@ -17,9 +17,9 @@ import (
 const cbtCell = 64 << 10
 
 // QueryChangedDiskAreas answers which areas of a snapshot's disk are allocated, one window at a time.
-func (v *vmMethods) QueryChangedDiskAreas(_ *simulator.Context, req *types.QueryChangedDiskAreas) soap.HasFault {
+func (v *vmMethods) QueryChangedDiskAreas(ctx *simulator.Context, req *types.QueryChangedDiskAreas) soap.HasFault {
 	body := &methods.QueryChangedDiskAreasBody{}
-	info, fault := v.guest.changedAreas(req)
+	info, fault := v.guest.changedAreas(ctx, req)
 	if fault != nil {
 		body.Fault_ = fault
 	} else {
@@ -28,7 +28,7 @@ func (v *vmMethods) QueryChangedDiskAreas(_ *simulator.Context, req *types.Query
 	return body
 }
 
-func (g *guest) changedAreas(req *types.QueryChangedDiskAreas) (*types.DiskChangeInfo, *soap.Fault) {
+func (g *guest) changedAreas(ctx *simulator.Context, req *types.QueryChangedDiskAreas) (*types.DiskChangeInfo, *soap.Fault) {
 	invalid := func(property string) *soap.Fault {
 		return simulator.Fault("A specified parameter was not correct: "+property, &types.InvalidArgument{InvalidProperty: property})
 	}
@@ -50,7 +50,7 @@ func (g *guest) changedAreas(req *types.QueryChangedDiskAreas) (*types.DiskChang
 	switch {
 	case req.StartOffset < 0 || req.StartOffset >= d.Capacity:
 		return nil, invalid("startOffset")
-	case of.changeIDs[d.key] == "" || !g.tracking():
+	case of.changeIDs[d.key] == "" || !g.tracking(ctx):
 		return nil, untracked
 	case req.ChangeId != "*":
 		return nil, simulator.Fault("The lab answers change id * only.", new(types.NotSupported))

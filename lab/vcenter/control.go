@@ -99,7 +99,7 @@ func (l *Lab) getVMs(w http.ResponseWriter, _ *http.Request) {
 		if g.powered() {
 			state = types.VirtualMachinePowerStatePoweredOn
 		}
-		vm := aVM{Name: g.name, Moref: g.vm.Self.Value, InstanceUUID: g.uuid, Path: g.path, PowerState: string(state), CBT: g.tracking()}
+		vm := aVM{Name: g.name, Moref: g.vm.Self.Value, InstanceUUID: g.uuid, Path: g.path, PowerState: string(state), CBT: g.tracking(l.fresh())}
 		for _, d := range g.disks {
 			vm.Disks = append(vm.Disks, aDisk{
 				Key: d.key, Label: d.label, Capacity: d.Capacity,
@@ -255,6 +255,6 @@ func (l *Lab) setTracking(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	ctx := l.fresh()
-	ctx.Map.AtomicUpdate(ctx, g.vm, []types.PropertyChange{{Name: "config.changeTrackingEnabled", Val: request.Enabled}})
+	ctx.WithLock(g.vm, func() { g.vm.Config.ChangeTrackingEnabled = request.Enabled })
 	answer(w, map[string]any{"vm": g.name, "enabled": *request.Enabled})
 }

@@ -45,6 +45,15 @@ func (l *Lab) dispatch(ctx *simulator.Context, method *simulator.Method) (mo.Ref
 				ours = &snapshotMethods{Self: method.This, guest: g}
 			}
 		}
+	case "PropertyCollector":
+		if method.Name == "Fetch" {
+			f := &fetcher{Self: method.This, collector: ctx.Map.Get(method.This)}
+			if ctx.Session == nil {
+				return f, nil
+			}
+			f.registry, f.collector = ctx.Session.Registry, ctx.Session.Get(method.This)
+			ours = f
+		}
 	case "Datastore":
 		ours = &datastoreMethods{Self: method.This, lab: l}
 	}
@@ -61,40 +70,30 @@ func (l *Lab) dispatch(ctx *simulator.Context, method *simulator.Method) (mo.Ref
 // anonymous says whether vCenter answers the call without a login. The simulator by itself would let anybody read properties
 // and log in with a made-up token.
 func anonymous(method *simulator.Method) bool {
-	switch method.Name {
-	case "Login", "RetrieveServiceContent":
-		return true
-	case "RetrieveProperties", "RetrievePropertiesEx", "Fetch":
-		// A traversal would lead from these objects to all others.
-		if traverses(method.Body) {
-			return false
-		}
-		for _, ref := range mo.References(method.Body) {
-			if ref.Type != "SessionManager" && ref.Type != "ServiceInstance" && ref.Type != "PropertyCollector" {
-				return false
-			}
-		}
-		return true
-	}
-	return false
-}
-
-func traverses(body types.AnyType) bool {
 	var specs []types.PropertyFilterSpec
-	switch request := body.(type) {
+	switch request := method.Body.(type) {
+	case *types.Login, *types.RetrieveServiceContent:
+		return true
 	case *types.RetrieveProperties:
 		specs = request.SpecSet
 	case *types.RetrievePropertiesEx:
 		specs = request.SpecSet
+	default:
+		return method.Name == "Fetch" && public(fetched(request))
 	}
 	for _, spec := range specs {
 		for _, object := range spec.ObjectSet {
-			if len(object.SelectSet) > 0 {
-				return true
+			// A traversal would lead from a public object to all others.
+			if !public(object.Obj) || len(object.SelectSet) > 0 {
+				return false
 			}
 		}
 	}
-	return false
+	return true
+}
+
+func public(ref types.ManagedObjectReference) bool {
+	return ref.Type == "SessionManager" || ref.Type == "ServiceInstance"
 }
 
 // answers says whether the object has the method; the simulator drops the underscore of "X_Task".

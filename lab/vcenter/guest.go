@@ -56,9 +56,8 @@ func (g *guest) disk(key int32) *disk {
 	return nil
 }
 
-// tracking says whether the VM's configuration wants change tracking.
-func (g *guest) tracking() bool {
-	ctx := g.lab.fresh()
+// tracking says whether the VM's configuration wants change tracking. The context may hold the VM's lock.
+func (g *guest) tracking(ctx *simulator.Context) bool {
 	enabled := false
 	ctx.WithLock(g.vm, func() {
 		enabled = g.vm.Config.ChangeTrackingEnabled != nil && *g.vm.Config.ChangeTrackingEnabled
@@ -68,7 +67,7 @@ func (g *guest) tracking() bool {
 
 // trackFromNow starts or ends change tracking on each disk, as a stun does.
 func (g *guest) trackFromNow() {
-	enabled := g.tracking()
+	enabled := g.tracking(g.lab.fresh())
 	for _, d := range g.disks {
 		d.mu.Lock()
 		switch {

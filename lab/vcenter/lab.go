@@ -41,15 +41,17 @@ type Lab struct {
 
 // NewLab makes the inventory and opens the disks.
 func NewLab(config Config) (*Lab, error) {
-	folder, err := filepath.Abs(config.Datastores)
-	if err != nil {
-		return nil, err
+	for _, folder := range []*string{&config.Datastores, &config.Guests, &config.Truth} {
+		absolute, err := filepath.Abs(*folder)
+		if err != nil {
+			return nil, err
+		}
+		*folder = absolute
 	}
-	config.Datastores = folder
 	lab := &Lab{
 		Config: config,
 		// Derived from the folder: the same lab is the same vCenter after a restart, another lab is another one.
-		instance: uuid.NewSHA1(uuid.NameSpaceURL, []byte("file://"+folder)),
+		instance: uuid.NewSHA1(uuid.NameSpaceURL, []byte("file://"+config.Datastores)),
 		knobs:    knobs{values: defaultKnobs()},
 	}
 	for _, dir := range []string{config.Datastores, config.Truth} {

@@ -43,9 +43,10 @@ type truthFile struct {
 // keepTruth copies the frozen disks aside. The folder appears under its name when it is complete.
 func (g *guest) keepTruth(one *snapshot) (err error) {
 	home := filepath.Join(g.lab.Truth, g.name)
-	name := strings.ReplaceAll(one.name, "/", "%2F")
-	if name == "" || name == "." || name == ".." || name == "latest" || exists(filepath.Join(home, name)) {
-		name += "." + one.ref.Value
+	wanted := strings.ReplaceAll(one.name, "/", "%2F")
+	name := wanted
+	for n := 2; name == "" || name[0] == '.' || name == "latest" || exists(filepath.Join(home, name)); n++ {
+		name = fmt.Sprintf("%s~%d", strings.TrimLeft(wanted, "."), n)
 	}
 	folder, partial := filepath.Join(home, name), filepath.Join(home, name+".partial")
 	if err := errors.Join(os.RemoveAll(partial), os.MkdirAll(partial, 0o700)); err != nil {
