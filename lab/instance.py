@@ -113,7 +113,8 @@ def all_labs(*, keep: bool = True) -> Iterator[None]:
             if not fresh:
                 continue
             yield
-            if not keep and not any(STATE_HOME.iterdir()):
+            # A folder that is a filesystem of its own stays.
+            if not keep and not any(STATE_HOME.iterdir()) and not STATE_HOME.is_mount():
                 STATE_HOME.rmdir()
             return
 

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -51,9 +52,10 @@ def succeeds(command: Sequence[str | Path]) -> bool:
 
 
 def last_words(text: str) -> str:
-    """The last lines of a tool's complaint on one line."""
+    """A tool's complaint on one line: its first errors where it marks them so, else its last lines."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return " / ".join(lines[-3:]) or "it said nothing"
+    errors = [line for line in lines if re.match(r"(E|error|fatal)\b", line, re.IGNORECASE)]
+    return " / ".join(errors[:2] or lines[-3:]) or "it said nothing"
 
 
 def say(text: str) -> None:

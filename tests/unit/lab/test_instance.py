@@ -181,6 +181,11 @@ def test_packages_are_lent_and_kept(lab):
 def test_a_failing_tool_is_one_sentence():
     with pytest.raises(LabError, match=r"^looking failed: two / three$"):
         run(["sh", "-c", "echo two >&2; echo three >&2; exit 1"], what="looking")
+    with pytest.raises(LabError, match=r"^looking failed: E: no such host / error: none$"):
+        run(
+            ["sh", "-c", "printf 'so far\\nE: no such host\\nerror: none\\nE: failed\\nbye' >&2; exit 1"],
+            what="looking",
+        )
     with pytest.raises(LabError, match="no-such-tool is not installed"):
         run(["no-such-tool"])
 
