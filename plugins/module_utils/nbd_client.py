@@ -53,7 +53,7 @@ def unix_uri(socket: str, export: str) -> str:
 
 @contextmanager
 def connect(uri: str, timeout: float = 10, *, contexts: tuple[str, ...] = ()) -> Iterator[Any]:
-    """Yield a libnbd handle on which the handshake for *uri* is done; it is shut down at the end.
+    """Yield a libnbd handle on which the handshake for *uri* is done; it is shut down at a good end.
 
     Raises SendenseError when the handshake does not end within *timeout* seconds, which is how a server that only
     accepts connections shows itself, or when the server refuses.
@@ -77,10 +77,10 @@ def connect(uri: str, timeout: float = 10, *, contexts: tuple[str, ...] = ()) ->
         yield handle
     except libnbd.Error as error:
         raise SendenseError(f"{uri}: {error.string}") from None
-    finally:
-        if handle.aio_is_ready():
-            with suppress(libnbd.Error):  # a server that is gone is disconnected already
-                handle.shutdown()
+    # after a failure there is no farewell: it would wait for every answer that the server still owes
+    if handle.aio_is_ready():
+        with suppress(libnbd.Error):  # a server that is gone is disconnected already
+            handle.shutdown()
 
 
 def handshake(uri: str, timeout: float = 10) -> Handshake:

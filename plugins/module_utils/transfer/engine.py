@@ -25,6 +25,7 @@ from ansible_collections.sendense.backup.plugins.module_utils.nbd_client import 
 
 DEPTH = 16  # buffers of REQUEST bytes: 16 MiB a disk, enough in flight for 1 Gbit/s at 100 ms
 STALLED = 300.0  # seconds without any answer after which a copy fails
+_LOOK_EVERY = 1.0  # seconds, when nothing moves, until the word to stop is heard
 
 
 @dataclass
@@ -64,6 +65,7 @@ class Copy:
         self._reading = 0
         self._writing = 0
         self._failed: list[str] = []
+        self._moved = time.monotonic()
 
     def run(self, ranges: Iterable[Range]) -> None:
         """Copy *ranges*, which lie on the digest grid, and flush. Raises SendenseError at the first failure."""
@@ -132,7 +134,7 @@ class Copy:
         return completed
 
     def _wait(self) -> None:
-        """Let both sides move once, and note for whom we waited."""
+        """Let both sides move once, if they do so soon, and note for whom we waited."""
         poll = select.poll()
         ends = {}
         for handle in (self._source, self._target):
@@ -143,9 +145,11 @@ class Copy:
             ends[handle.aio_get_fd()] = handle
             poll.register(handle.aio_get_fd(), events)
         began = time.monotonic()
-        ready = poll.poll(STALLED * 1000)
+        ready = poll.poll(min(_LOOK_EVERY, STALLED) * 1000)
         waited = time.monotonic() - began
-        if not ready:
+        if ready:
+            self._moved = began + waited
+        elif began + waited - self._moved > STALLED:
             raise SendenseError(self._whose_fault(f"nothing moved for {STALLED:.0f} s"))
         if not self._writing:
             self.progress.waited_source += waited

@@ -21,6 +21,8 @@ from ansible_collections.sendense.backup.plugins.module_utils.commands import Co
 from ansible_collections.sendense.backup.plugins.module_utils.errors import SendenseError
 from ansible_collections.sendense.backup.plugins.module_utils.nbd_client import unix_uri
 
+_FAREWELL = 2.0  # seconds
+
 
 @dataclass(frozen=True)
 class HttpsSource:
@@ -56,7 +58,11 @@ def served(source: HttpsSource, socket: Path, timeout: float = 15) -> Iterator[R
         yield reader
     finally:
         process.terminate()
-        process.wait()
+        try:
+            process.wait(_FAREWELL)
+        except subprocess.TimeoutExpired:  # it waits for an answer of vCenter; it only reads, so nothing is lost
+            process.kill()
+            process.wait()
         socket.unlink(missing_ok=True)
 
 
