@@ -40,11 +40,12 @@ def run(name: str, args: Mapping[str, Any], check: bool = False, *, env: Mapping
     ``failed`` where the module left it out. *env* is added to the environment.
     """
     options = {**args, "_ansible_check_mode": check, "_ansible_diff": True, "_ansible_remote_tmp": "/tmp"}
-    path = os.pathsep.join(filter(None, [COLLECTIONS, os.environ.get("PYTHONPATH")]))
+    surroundings = {**os.environ, **(env or {}), "PYTHONDONTWRITEBYTECODE": "1"}
+    surroundings["PYTHONPATH"] = os.pathsep.join(filter(None, [surroundings.get("PYTHONPATH"), COLLECTIONS]))
     done = subprocess.run(
         [sys.executable, "-m", f"ansible_collections.sendense.backup.plugins.modules.{name}"],
         input=json.dumps({"ANSIBLE_MODULE_ARGS": options}),
-        env={**os.environ, "PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1", **(env or {})},
+        env=surroundings,
         cwd="/",
         capture_output=True,
         text=True,

@@ -243,6 +243,10 @@ class Session:
             raise Fault(explain(self.vcenter, what, fault), fault) from None
         except CONNECTION_ERRORS as error:
             raise Unreachable(complain(self.vcenter, error)) from None
+        except KeyError as error:  # how pyvmomi fails on a type that it does not know
+            raise SendenseError(
+                f"{what} failed: pyvmomi cannot read the answer of vCenter {self.vcenter} ({error})"
+            ) from None
 
     def _collect(self, objects: Sequence[Any], properties: Mapping[Any, Sequence[str]]) -> dict[str, dict[str, Any]]:
         collector = vmodl.query.PropertyCollector
@@ -320,6 +324,8 @@ def explain(vcenter: VCenter, what: str, fault: Any) -> str:
         return f"{what} failed: user {vcenter.username} of vCenter {vcenter} lacks {privilege}{where}"
     if isinstance(fault, vim.fault.InvalidLogin):
         return f"vCenter {vcenter} refuses user {vcenter.username}: {words(fault)}; check vcenter_username and vcenter_password"
+    if isinstance(fault, vmodl.fault.ManagedObjectNotFound):
+        return f"{what} failed: vCenter {vcenter} knows no {id_of(fault.obj) if fault.obj else 'such object'}"
     if isinstance(fault, vim.fault.RestrictedVersion):
         return f"{what} failed: the licence of this ESXi host lets its API only read, so no snapshot can be taken there ({words(fault)})"
     return f"{what} failed: vCenter {vcenter} says: {words(fault)}"

@@ -106,6 +106,7 @@ class LabVCenter:
         """Return the answer of the control API (lab/vcenter/README.md)."""
         connection = http.client.HTTPConnection("lab")
         connection.sock = socket.socket(socket.AF_UNIX)
+        connection.sock.settimeout(20)
         connection.sock.connect(str(self.control))
         with contextlib.closing(connection):
             content = body if isinstance(body, bytes) else json.dumps(body) if body is not None else None
