@@ -44,8 +44,8 @@ class ActionModule(ActionBase):
         arguments = self._complete(name.rpartition(".")[2], self._task.args)
         result = self._once(name, arguments, task_vars)
         lost = 0
-        while result.get("copy", {}).get("state") == "running":
-            self._show(result["copy"], task_vars or {})
+        while result.get("transfer", {}).get("state") == "running":
+            self._show(result["transfer"], task_vars or {})
             again = self._once(name, arguments, task_vars)
             lost = lost + 1 if again.get("connection_lost") else 0
             if 0 < lost <= PATIENCE:
@@ -76,8 +76,8 @@ class ActionModule(ActionBase):
             return {"failed": True, "connection_lost": True, "msg": f"the connection to {host} is lost: {words}"}
         return result
 
-    def _show(self, copy: dict[str, Any], task_vars: dict[str, Any]) -> None:
-        for disk in copy["disks"]:
+    def _show(self, transfer: dict[str, Any], task_vars: dict[str, Any]) -> None:
+        for disk in transfer["disks"]:
             done = disk["read"] * 100 // disk["planned"] if disk["planned"] else 100
             rate = disk["read"] / disk["seconds"] / 2**20 if disk["seconds"] else 0
             display.display(

@@ -94,7 +94,7 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
-copy:
+transfer:
   description: The copy as it ended, or as it stands after O(wait) seconds.
   returned: when O(state=present)
   type: dict
@@ -163,13 +163,13 @@ def present(module: AnsibleModule) -> dict:
     job, new = module.params["job"], not copy_unit.started(module.params["job"])
     tools = copy_unit.tools()
     if module.check_mode and new:
-        return {"changed": True, "copy": {"state": "predicted", "error": "", "disks": []}, "tools": tools}
+        return {"changed": True, "transfer": {"state": "predicted", "error": "", "disks": []}, "tools": tools}
     if new:
         copy_unit.start(job, find_disks(module.params))
     status = copy_unit.follow(job, module.params["wait"])
     if status["state"] == "failed":
-        module.fail_json(msg=status["error"], copy=status)
-    return {"changed": new, "copy": status, "tools": tools}
+        module.fail_json(msg=status["error"], transfer=status)
+    return {"changed": new, "transfer": status, "tools": tools}
 
 
 def absent(module: AnsibleModule) -> dict:
