@@ -15,6 +15,7 @@ from hashlib import file_digest
 from pathlib import Path
 
 from ansible_collections.sendense.backup.plugins.module_utils import digests
+from ansible_collections.sendense.backup.plugins.module_utils.commands import last_words
 from ansible_collections.sendense.backup.plugins.module_utils.digests import CELL, Leaf, Tree
 from ansible_collections.sendense.backup.plugins.module_utils.errors import SendenseError
 from ansible_collections.sendense.backup.plugins.module_utils.extents import normalise
@@ -22,9 +23,12 @@ from ansible_collections.sendense.backup.plugins.module_utils.nbd_client import 
     ALLOCATION,
     connect,
     data_ranges,
+    handshake,
     read_ranges,
     unix_uri,
 )
+
+_READY_WITHIN = 10.0  # seconds
 
 
 def compare(path: Path, capacity: int, delivered: Tree, keep: Path) -> None:
@@ -69,16 +73,30 @@ def _served(path: Path) -> Iterator[str]:
             f"--socket={socket}",
             str(path),
         ]
+        uri = unix_uri(str(socket), "")
         with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as server:
             try:
-                while not socket.exists():
-                    if server.poll() is not None:
-                        said = server.stderr.read().strip() if server.stderr else ""
-                        raise SendenseError(f"{path} cannot be read again: {said}")
-                    time.sleep(0.02)
-                yield unix_uri(str(socket), "")
+                _await(server, uri, path)
+                yield uri
             finally:
                 server.terminate()
+
+
+def _await(server: subprocess.Popen[str], uri: str, path: Path) -> None:
+    deadline = time.monotonic() + _READY_WITHIN
+    while True:
+        try:
+            handshake(uri)
+        except SendenseError as why:
+            # the socket is there before the image was opened, so only a handshake or an end tells
+            if server.poll() is not None:
+                said = last_words(server.stderr.read()) if server.stderr else ""
+                raise SendenseError(f"{path} cannot be read again: {said}") from None
+            if time.monotonic() > deadline:
+                raise SendenseError(f"{path} cannot be read again: {why}") from None
+            time.sleep(0.02)
+        else:
+            return
 
 
 def file_sha256(path: Path) -> str:
