@@ -10,6 +10,7 @@ A point is made in ``<point>.partial`` and renamed once everything in it is on s
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -91,11 +92,19 @@ def unfinished(repository: Repository, instance_uuid: str, leases: Leases) -> li
     folder = repository.vm_folder(instance_uuid)
     held = leases.held(lock_name(instance_uuid))
     found = {held.job: {"job": held.job, "controller": held.controller, "dead": held.dead}} if held else {}
-    for path in sorted(folder.glob("*.partial/" + _JOB_FILE)):
-        job = json.loads(path.read_text(encoding="utf-8"))["job"]
+    for path in sorted(folder.glob("*.partial")):
         # a job takes the lock before it makes its folder, so one without a lock lost it in a reboot, with its units
-        found.setdefault(job, {"job": job, "controller": "", "dead": not units.any_running(job)})
+        if job := _owner(path):
+            found.setdefault(job, {"job": job, "controller": "", "dead": not units.any_running(job)})
     return list(found.values())
+
+
+def _owner(partial: Path) -> str:
+    """Return the job that works, or worked, in a partial point; empty when nothing proves whose it is."""
+    for name in (_JOB_FILE, manifest.FILE):  # a run that died right before the rename had only its manifest left
+        with contextlib.suppress(FileNotFoundError, ValueError, KeyError):
+            return str(json.loads((partial / name).read_text(encoding="utf-8"))["job"])
+    return ""
 
 
 def lock_name(instance_uuid: str) -> str:
@@ -155,8 +164,14 @@ def publish(repository: Repository, run: manifest.Run) -> Path:
     vm = run.vm
     manifest.check_unmoved(run)
     folder = repository.partial_folder(vm["instance_uuid"], run.job)
+    point = repository.point_folder(vm["instance_uuid"], run.job)
+    if point.exists():
+        raise Refused(f"the restore point of job {run.job} is published already; it is never written to again")
     if not folder.is_dir():
         raise Refused(f"{folder} is not there: job {run.job} has no point to publish")
+    copied = {disk["key"] for disk in run.copies}
+    if absent := [str(disk["key"]) for disk in vm["disks"] if disk["key"] not in copied]:
+        raise Refused(f"disk {', '.join(absent)} was not copied; a point without it would not be the VM")
     for disk in run.copies:
         _prove(folder, disk)
     files = {path.name: _file_facts(path) for path in sorted(folder.glob("disk-*"))}
@@ -166,7 +181,6 @@ def publish(repository: Repository, run: manifest.Run) -> Path:
         _inherit(repository.path, path)
         _sync(path)
     _sync(folder)
-    point = repository.point_folder(vm["instance_uuid"], run.job)
     folder.rename(point)
     _sync(point.parent)
     seen = {name: vm[name] for name in ("name", "vcenter", "inventory_path", "config")}
