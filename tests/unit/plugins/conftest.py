@@ -244,6 +244,8 @@ def tls_server(authority):
                     with contextlib.suppress(OSError), context.wrap_socket(peer, server_side=True) as tls:
                         tls.recv(65536)
                         tls.sendall(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n")
+                        while tls.recv(65536):  # closing with bytes unread would reset the connection
+                            pass
 
             threading.Thread(target=answer, daemon=True).start()
             return listener.getsockname()[1]

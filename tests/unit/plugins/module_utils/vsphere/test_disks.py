@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import ssl
 import urllib.request
 
 import pytest
@@ -76,8 +75,7 @@ def test_the_url_of_a_frozen_disk_serves_its_bytes(lab, opened, taken, key):
     disk = next(disk for disk in taken.disks if disk["key"] == key)
     url = datastore.flat_extent_url(opened, "DC0", disk["path"], disk["capacity"])
     request = urllib.request.Request(url, headers={"Cookie": opened.cookie, "Range": f"bytes=0-{2 * GRAIN - 1}"})
-    context = ssl.create_default_context(cafile=lab.ca_file)
-    with urllib.request.urlopen(request, context=context) as response:
+    with urllib.request.urlopen(request, context=opened._context) as response:
         assert response.status == 206
         assert int(response.headers["Content-Range"].rpartition("/")[2]) == disk["capacity"]
         served = response.read()
