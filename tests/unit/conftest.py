@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,8 +33,8 @@ RunModule = Callable[..., dict[str, Any]]
 
 
 def run(name: str, args: Mapping[str, Any], check: bool = False, *, env: Mapping[str, str] | None = None,
-        timeout: float = 120) -> dict[str, Any]:  # fmt: skip
-    """Run the real main() of module *name* in a process of its own and return its result.
+        timeout: float = 120, prefix: Sequence[str] = ()) -> dict[str, Any]:  # fmt: skip
+    """Run the real main() of module *name* in a process of its own, behind the command *prefix*, and return its result.
 
     The arguments go in on stdin, so no secret stands in a command line. The result has ``rc``, the exit code, added, and
     ``failed`` where the module left it out. *env* is added to the environment.
@@ -43,7 +43,7 @@ def run(name: str, args: Mapping[str, Any], check: bool = False, *, env: Mapping
     surroundings = {**os.environ, **(env or {}), "PYTHONDONTWRITEBYTECODE": "1"}
     surroundings["PYTHONPATH"] = os.pathsep.join(filter(None, [surroundings.get("PYTHONPATH"), COLLECTIONS]))
     done = subprocess.run(
-        [sys.executable, "-m", f"ansible_collections.sendense.backup.plugins.modules.{name}"],
+        [*prefix, sys.executable, "-m", f"ansible_collections.sendense.backup.plugins.modules.{name}"],
         input=json.dumps({"ANSIBLE_MODULE_ARGS": options}),
         env=surroundings,
         cwd="/",
@@ -61,8 +61,19 @@ def run(name: str, args: Mapping[str, Any], check: bool = False, *, env: Mapping
 
 @pytest.fixture
 def run_module() -> RunModule:
-    """Return ``run_module(name, args, check=False, *, env=None, timeout=120) -> dict``."""
+    """Return ``run_module(name, args, check=False, *, env=None, timeout=120, prefix=()) -> dict``."""
     return run
+
+
+@pytest.fixture
+def private_run(tmp_path) -> list[str]:
+    """Return a prefix for commands that then see a /run of the test's own."""
+    (tmp_path / "run").mkdir()
+    become = [] if os.geteuid() == 0 else ["--map-root-user"]
+    prefix = ["unshare", "--mount", *become, "sh", "-c", 'mount --bind "$0" /run && exec "$@"', str(tmp_path / "run")]
+    if subprocess.run([*prefix, "true"], check=False).returncode:
+        pytest.skip("mount namespaces are not to be had here")
+    return prefix
 
 
 @dataclass

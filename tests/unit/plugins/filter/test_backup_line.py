@@ -1,0 +1,63 @@
+# Copyright: Contributors to sendense.backup
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+import pytest
+from ansible_collections.sendense.backup.plugins.filter.backup_line import FilterModule, backup_line
+
+MANIFEST = {
+    "point": "20261123T140102Z",
+    "disks": [
+        {"provisioned": 20 << 30, "read": 1 << 30, "written": 512 << 20, "stored": 513 << 20, "allocated": 1 << 30},
+        {"provisioned": 1536, "read": 1536, "written": 1024, "stored": 200, "allocated": None},
+    ],
+}
+OK = {"failure": None, "manifest": MANIFEST, "left": []}
+FAILED = {"failure": {"step": "The disks are copied", "msg": "disk 2000: no"}, "manifest": None, "left": []}
+
+
+@pytest.mark.parametrize(
+    ("result", "line"),
+    [
+        pytest.param(
+            OK,
+            "ok full 20261123T140102Z, 2 disk(s), 1 of them read whole for want of change tracking: "
+            "provisioned 20.0 GiB, read 1.0 GiB, written 512.0 MiB, stored 513.0 MiB",
+            id="it went well",
+        ),
+        pytest.param(
+            OK | {"manifest": MANIFEST | {"disks": MANIFEST["disks"][1:]}},
+            "ok full 20261123T140102Z, 1 disk(s), 1 of them read whole for want of change tracking: "
+            "provisioned 1.5 KiB, read 1.5 KiB, written 1.0 KiB, stored 200 B",
+            id="a small disk is told in small units",
+        ),
+        pytest.param(
+            OK | {"manifest": MANIFEST | {"disks": [MANIFEST["disks"][0] | {"provisioned": 3 << 40}]}},
+            "ok full 20261123T140102Z, 1 disk(s): "
+            "provisioned 3.0 TiB, read 1.0 GiB, written 512.0 MiB, stored 513.0 MiB",
+            id="a large one in large units",
+        ),
+        pytest.param(FAILED, "FAILED at 'The disks are copied': disk 2000: no", id="it failed"),
+        pytest.param(
+            FAILED | {"left": ["a snapshot", "a lease"]},
+            "FAILED at 'The disks are copied': disk 2000: no; could not be cleaned up: a snapshot; a lease",
+            id="and left something",
+        ),
+        pytest.param({}, "FAILED without an outcome; its own output above says why", id="it never came to an outcome"),
+        pytest.param(OK | {"manifest": {}}, "ok, nothing was done (check mode)", id="check mode"),
+    ],
+)
+def test_one_line_tells_how_it_went(result, line):
+    assert backup_line(result) == line
+
+
+def test_a_good_point_whose_job_left_something_is_no_success():
+    line = backup_line(OK | {"left": ["the snapshot"]})
+    assert line.startswith("FAILED full 20261123T140102Z")
+    assert line.endswith("; could not be cleaned up: the snapshot")
+
+
+def test_playbooks_use_this_name():
+    assert FilterModule().filters() == {"backup_line": backup_line}
