@@ -28,10 +28,8 @@ def up(lab: Lab, arguments: argparse.Namespace) -> None:
     for name in arguments.machines:
         machine_number(name)
     start = time.monotonic()
-    deps.install()
+    deps.install(deps.PACKAGES)
     with only_one_command(lab), ThreadPoolExecutor() as builders:
-        if not (simulator.GUESTS / "build.py").exists():
-            arguments.without_vcenter = True
         names = sorted({*DEFAULT_MACHINES, *lab.machines(), *arguments.machines}, key=machine_number)
         machine_image = builders.submit(image.image, lab)
         program = None if arguments.without_vcenter else builders.submit(simulator.binary, lab)
@@ -289,6 +287,8 @@ def main() -> int:
     try:
         if os.geteuid():
             raise LabError("the lab makes machines and networks, so it must run as root")
+        # A shell that became root without a login may lack these.
+        os.environ["PATH"] = f"{os.environ.get('PATH', '/usr/bin:/bin')}:/usr/sbin:/sbin"
         arguments.act(here(), arguments)
     except LabError as why:
         print(f"lab: {why}", file=sys.stderr)

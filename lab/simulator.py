@@ -19,19 +19,18 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
-from lab import network
+from lab import deps, network
 from lab.cache import Tool, built, fingerprint, remove
 from lab.instance import Lab, read_json, write, write_json
 from lab.network import Subnet
 from lab.process import Process, wait_until
-from lab.shell import LabError, last_words, run, say
+from lab.shell import LabError, last_words, run, say, succeeds
 
 USER = "administrator@vsphere.local"
 NAME = "vcenter"
 HOSTNAME = "vcenter.lab.example"
 DATASTORES = ("datastore1", "data store 2")
 SOURCES = Path(__file__).parent / "vcenter"
-GUESTS = Path(__file__).parent / "guests"
 
 
 @dataclass(frozen=True)
@@ -119,10 +118,13 @@ def guests(lab: Lab) -> Path:
     """The folder of the golden disks."""
 
     def build(part: Path, tool: Tool) -> None:
+        deps.install(deps.for_guests())
+        # It downloads a kernel, for which the host's package lists must be there and not too old.
+        succeeds(["apt-get", "update", "-q"])
         part.mkdir()
-        tool(sys.executable, GUESTS / "build.py", part, what="building the guests' disks")
+        tool(sys.executable, deps.GUESTS, part, what="building the guests' disks")
 
-    return built(lab, "guests", fingerprint([GUESTS]), build, what="the guests' disks")
+    return built(lab, "guests", fingerprint([deps.GUESTS.parent]), build, what="the guests' disks")
 
 
 def raise_vcenter(lab: Lab, net: Subnet, program: Path, disks: Path) -> bool:
