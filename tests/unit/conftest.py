@@ -65,15 +65,24 @@ def run_module() -> RunModule:
     return run
 
 
-@pytest.fixture
-def private_run(tmp_path) -> list[str]:
-    """Return a prefix for commands that then see a /run of the test's own."""
-    (tmp_path / "run").mkdir()
-    become = [] if os.geteuid() == 0 else ["--map-root-user"]
-    prefix = ["unshare", "--mount", *become, "sh", "-c", 'mount --bind "$0" /run && exec "$@"', str(tmp_path / "run")]
-    if subprocess.run([*prefix, "true"], check=False).returncode:
+@pytest.fixture(scope="session")
+def with_run():
+    """Return ``with_run(folder)``: a prefix for commands that then see that folder as /run."""
+
+    def prefix(folder) -> list[str]:
+        become = [] if os.geteuid() == 0 else ["--map-root-user"]
+        return ["unshare", "--mount", *become, "sh", "-c", 'mount --bind "$0" /run && exec "$@"', str(folder)]
+
+    if subprocess.run([*prefix("/run"), "true"], check=False).returncode:
         pytest.skip("mount namespaces are not to be had here")
     return prefix
+
+
+@pytest.fixture
+def private_run(tmp_path, with_run) -> list[str]:
+    """Return a prefix for commands that then see a /run of the test's own."""
+    (tmp_path / "run").mkdir()
+    return with_run(tmp_path / "run")
 
 
 @dataclass

@@ -94,8 +94,8 @@ def unfinished(repository: Repository, instance_uuid: str, leases: Leases) -> li
     found = {held.job: {"job": held.job, "controller": held.controller, "dead": held.dead}} if held else {}
     for path in sorted(folder.glob("*.partial")):
         # a job takes the lock before it makes its folder, so one without a lock lost it in a reboot, with its units
-        if job := _owner(path):
-            found.setdefault(job, {"job": job, "controller": "", "dead": not units.any_running(job)})
+        if (job := _owner(path)) and job not in found:
+            found[job] = {"job": job, "controller": "", "dead": not units.any_running(job)}
     return list(found.values())
 
 
