@@ -256,3 +256,51 @@ def test_the_folder_of_a_job_keeps_the_session(lab, tmp_path, monkeypatch):
     end_session(at(lab), folder)
     jobs.leave_folder(folder.name)
     assert list(tmp_path.iterdir()) == []
+
+
+VC = VCenter("vc.example.com", "backup@vsphere.local", SECRET)
+VM = util.vim and util.vim.VirtualMachine("vm-7")
+
+
+@pytest.mark.parametrize(
+    ("fault", "sentence"),
+    [
+        pytest.param(
+            util.vim.fault.NoPermission(object=VM, privilegeId="VirtualMachine.State.CreateSnapshot"),
+            "taking s failed: user backup@vsphere.local of vCenter vc.example.com lacks VirtualMachine.State.CreateSnapshot on vm-7",
+            id="a privilege is missing",
+        ),
+        pytest.param(
+            util.vim.fault.RestrictedVersion(msg="Current license or ESXi version prohibits execution."),
+            "taking s failed: the licence of this ESXi host lets its API only read, so no snapshot can be taken there "
+            "(Current license or ESXi version prohibits execution)",
+            id="an unlicensed host",
+        ),
+        pytest.param(
+            util.vmodl.fault.ManagedObjectNotFound(msg="The object has already been deleted.", obj=VM),
+            "taking s failed: vCenter vc.example.com knows no vm-7",
+            id="an object that is gone",
+        ),
+        pytest.param(
+            util.vim.fault.InvalidLogin(msg="Cannot complete login due to an incorrect user name or password."),
+            "vCenter vc.example.com refuses user backup@vsphere.local: Cannot complete login due to an incorrect user name "
+            "or password; check vcenter_username and vcenter_password",
+            id="a wrong password",
+        ),
+        pytest.param(
+            util.vim.fault.GenericVmConfigFault(
+                msg="An error occurred\nwhile saving.",
+                faultMessage=[util.vmodl.LocalizableMessage(message="No space left.")],
+            ),
+            "taking s failed: vCenter vc.example.com says: An error occurred while saving / No space left",
+            id="words on several lines",
+        ),
+        pytest.param(
+            util.vim.fault.TooManySnapshotLevels(),
+            "taking s failed: vCenter vc.example.com says: TooManySnapshotLevels",
+            id="a fault without words",
+        ),
+    ],
+)
+def test_a_fault_is_one_sentence(fault, sentence):
+    assert util.explain(VC, "taking s", fault) == sentence
