@@ -65,7 +65,8 @@ func (rs Ranges) Widen(cell, limit int64) Ranges {
 // Split calls visit for the pieces of r in order, saying of each whether the list covers it.
 func (rs Ranges) Split(r Range, visit func(piece Range, covered bool) error) error {
 	at := r.Start
-	for i := sort.Search(len(rs), func(i int) bool { return rs[i].End > r.Start }); i < len(rs) && rs[i].Start < r.End; i++ {
+	first := sort.Search(len(rs), func(i int) bool { return rs[i].End > r.Start })
+	for i := first; at < r.End && i < len(rs) && rs[i].Start < r.End; i++ {
 		if at < rs[i].Start {
 			if err := visit(Range{at, rs[i].Start}, false); err != nil {
 				return err
