@@ -19,6 +19,7 @@ from ansible_collections.sendense.backup.plugins.module_utils.nbd_client import 
 
 KIND = "export"
 _READY_WITHIN = 10.0  # seconds
+_PATIENCE = 1.0  # seconds for one handshake, after which the unit is looked at
 _KEPT = "exports.json"  # in the job's folder: what is served, as Served
 
 
@@ -117,12 +118,13 @@ def _proven(job: str, export: Export, port: int) -> Served:
     deadline = time.monotonic() + _READY_WITHIN
     while True:
         try:
-            prove(uri, export.size, timeout=max(0.1, deadline - time.monotonic()))
+            prove(uri, export.size, timeout=_PATIENCE)
         except SendenseError as why:
             if not (unit := units.read(name)).running:
                 said = units.words(name) or unit.death
                 raise SendenseError(f"disk {export.key}: qemu-nbd did not serve {export.image}: {said}") from None
-            if time.monotonic() > deadline or "refused" not in str(why):
+            waits = "refused" in str(why) or "no NBD handshake" in str(why)  # the latter: of who holds its port
+            if time.monotonic() > deadline or not waits:
                 raise SendenseError(f"disk {export.key}: {why}") from None
             time.sleep(0.05)
         else:
