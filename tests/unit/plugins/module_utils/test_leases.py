@@ -134,3 +134,14 @@ def test_of_many_at_once_one_wins(tmp_path, systemd):
         each.join()
     assert len(won) == 1
     assert Leases(tmp_path / "leases").held(LOCK).job == won[0]
+
+
+def test_leases_are_renewed_for_as_long_as_something_takes(leases, tmp_path, monkeypatch):
+    leases.take(LOCK, ONE)
+    monkeypatch.setattr("ansible_collections.sendense.backup.plugins.module_utils.leases.TTL", 0.3)
+    let_expire(tmp_path, LOCK)
+    with leases.renewed(ONE):
+        time.sleep(0.8)
+        assert not leases.held(LOCK).dead
+    time.sleep(0.5)
+    assert leases.held(LOCK).dead
