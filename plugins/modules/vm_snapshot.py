@@ -140,9 +140,11 @@ def absent(vcenter: VCenter, job: str, vm: str) -> dict[str, Any]:
     """Remove the snapshot if it is there, and end the job's session in any case."""
     try:
         with session(vcenter, jobs.make_folder(job)) as opened:
-            before = snapshot.read(opened, vm, job) if exists(opened, vm) else None
-            changed = snapshot.remove(opened, vm, job) if exists(opened, vm) else False
-            after = describe(opened, vm) if exists(opened, vm) else None
+            if not exists(opened, vm):
+                return {"changed": False, "vm": None, "diff": diff(None, None)}
+            before = snapshot.read(opened, vm, job)
+            changed = snapshot.remove(opened, vm, job)
+            after = describe(opened, vm)
     finally:
         leave(vcenter, job)
     return {"changed": changed, "vm": after, "diff": diff(before, None)}
