@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,9 +69,11 @@ def built(lab: Lab, kind: str, key: str, build: Build, *, what: str) -> Path:
         for leftover in lab.cache.glob(f".{kind}-*.part"):
             remove(leftover)
         say(f"building {what} (kept as {wanted})")
+        start = time.monotonic()
         part = lab.cache / f".{kind}-{key}.part"
         build(part, Tool(handle))
         part.rename(wanted)
+        say(f"built {what} in {time.monotonic() - start:.0f} s")
     return wanted
 
 

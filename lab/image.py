@@ -26,9 +26,7 @@ def packages() -> list[str]:
 
 def image(lab: Lab) -> Path:
     """The folder of the machine image, built when its recipe has changed."""
-    return built(
-        lab, "image", fingerprint([RECIPE], SUITE, mirror()), build, what="the machine image, about half a minute"
-    )
+    return built(lab, "image", fingerprint([RECIPE], SUITE, mirror()), build, what="the machine image")
 
 
 def build(target: Path, tool: Tool) -> None:

@@ -104,7 +104,9 @@ def go_command(lab: Lab) -> str:
         tool(part / "go/bin/go", "version", what=f"running {version}")
         remove(part / "venv")
 
-    folder = built(lab, "go", f"{wanted[0]}.{wanted[1]}", build, what="Go, which this host lacks or has too old")
+    folder = built(
+        lab, "go", f"{wanted[0]}.{wanted[1]}", build, what="a Go tool chain, since this host has none or too old a one"
+    )
     return str(folder / "go/bin/go")
 
 
