@@ -138,22 +138,23 @@ def create(session: Session, vm: lookup.Vm, job: str, quiesce: str) -> Snapshot:
 def remove(session: Session, vm_moref: str, job: str) -> bool:
     """Remove the job's snapshot and wait until the data is merged, however long; whether there was one.
 
-    A snapshot that vCenter is only just taking is waited for first, or it would come after we have looked.
+    A snapshot task that runs already is waited for first: one that is only just being taken would come after we have
+    looked, and one that is being removed would be in the way.
     Raises Refused as choose does, and SendenseError when vCenter fails.
     """
-    _settle(session, vm_moref)
     removed: list[str | None] = []
+    _settle(session, vm_moref)
     while found := read(session, vm_moref, job):
         if found.moref in removed:
             raise SendenseError(
                 f"vCenter says that snapshot {found.name} ({found.moref}) is removed, and still lists it"
             )
-        if _drop(session, found):
+        if _drop(session, vm_moref, found):
             removed.append(found.moref)
     return bool(removed)
 
 
-def _drop(session: Session, found: Snapshot) -> bool:
+def _drop(session: Session, vm_moref: str, found: Snapshot) -> bool:
     """Remove one snapshot; False when another task of the VM was in the way, and has ended now."""
     what = f"removing snapshot {found.name} ({found.moref})"
     snapshot = session.managed("vm.Snapshot", str(found.moref))
@@ -165,22 +166,26 @@ def _drop(session: Session, found: Snapshot) -> bool:
         if not isinstance(fault.fault, vcenter.vim.fault.TaskInProgress):
             raise
         time.sleep(vcenter.PAUSE)
-        if fault.fault.task:
-            with suppress(Fault):
-                session.wait(fault.fault.task, what)
+        _settle(session, vm_moref)
         return False
     return True
 
 
 def _settle(session: Session, vm_moref: str) -> None:
-    recent = session.retrieve(session.managed("VirtualMachine", vm_moref), ["recentTask"])[vm_moref].get(
-        "recentTask", []
-    )
+    vm = session.managed("VirtualMachine", vm_moref)
+    recent = session.retrieve(vm, ["recentTask"])[vm_moref].get("recentTask", [])
+    told: dict[str, dict[str, Any]] = {}
+    for some in [recent, *([each] for each in recent)]:
+        with suppress(Fault):  # one that vCenter has forgotten meanwhile fails the question for all: then one by one
+            told.update(session.retrieve(some, ["info.descriptionId", "info.state"]))
+        if len(told) == len(recent):
+            break
     for task in recent:
-        with suppress(Fault):  # a task that failed, or that vCenter has forgotten, takes no snapshot any more
-            kind = next(iter(session.retrieve(task, ["info.descriptionId"]).values()), {}).get("info.descriptionId", "")
-            if "createsnapshot" in kind.lower():
-                session.wait(task, "taking a snapshot")
+        info = told.get(vcenter.id_of(task), {})
+        kind = info.get("info.descriptionId", "").lower()
+        if info.get("info.state") in ("queued", "running") and ("snapshot" in kind or "consolidate" in kind):
+            with suppress(Fault):  # its failure is not ours
+                session.wait(task, "a snapshot task that was running already")
 
 
 def _take(session: Session, vm: lookup.Vm, job: str, quiesce: str, *, quiesced: bool) -> None:
