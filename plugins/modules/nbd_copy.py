@@ -140,14 +140,14 @@ def find_disks(params: dict) -> list[Disk]:
     """Return the disks with where each is read and what of it holds data; the job's session serves both."""
     job, vcenter = params["job"], VCenter.of(params)
     with session(vcenter, jobs.make_folder(job)) as opened:
-        jobs.write_private(copy_unit.cookie_file(job), opened.cookie)
+        cookie_file = copy_unit.keep_cookie(job, opened.cookie)
         return [
             Disk(
                 key=disk["key"],
                 capacity=disk["capacity"],
                 source=HttpsSource(
                     url=datastore.flat_extent_url(opened, params["datacenter"], disk["path"]),
-                    cookie_file=str(copy_unit.cookie_file(job)),
+                    cookie_file=cookie_file,
                     ca_file=vcenter.ca_file,
                     validate_certs=vcenter.validate_certs,
                 ),

@@ -139,7 +139,7 @@ class Site:
         slug = vm.replace(" ", "-")
 
         def reading() -> str:
-            seen = self.node.run(f"cat /run/sendense/{slug}-*/copy-status.json").stdout
+            seen = self.node.run(f"cat /run/sendense/{slug}-*/copy/status.json").stdout
             if not seen or not any(disk["read"] for disk in json.loads(seen)["disks"]):
                 return ""
             return self.node.run(f"basename /run/sendense/{slug}-*").stdout.strip()

@@ -20,8 +20,6 @@ from ansible_collections.sendense.backup.plugins.module_utils.errors import Send
 from ansible_collections.sendense.backup.plugins.module_utils.transfer import run as runner
 
 KIND = "copy"
-COOKIE = "cookie"
-_CODE = "copy.zip"
 _LOOK_EVERY = 0.2  # seconds
 
 
@@ -30,23 +28,38 @@ def unit_name(job: str) -> str:
     return f"sendense-{KIND}-{job}"
 
 
-def cookie_file(job: str) -> Path:
-    """Return the file from which nbdkit reads the session cookie."""
-    return jobs.folder(job) / COOKIE
+def folder(job: str) -> Path:
+    """Return the folder in /run that is the copy's own: request, status, code, cookie and the sockets of its sources."""
+    return jobs.folder(job) / KIND
+
+
+def keep_cookie(job: str, cookie: str) -> str:
+    """Keep the session cookie where nbdkit reads it and return that file's path."""
+    path = _made(job) / "cookie"
+    jobs.write_private(path, cookie)
+    return str(path)
+
+
+def _made(job: str) -> Path:
+    jobs.make_folder(job)
+    path = folder(job)
+    path.mkdir(mode=0o700, exist_ok=True)
+    jobs.own(path)
+    return path
 
 
 def started(job: str) -> bool:
     """Whether the job's copy was started, however it fares."""
-    return (jobs.folder(job) / runner.REQUEST).exists()
+    return (folder(job) / runner.REQUEST).exists()
 
 
 def start(job: str, disks: list[runner.Disk]) -> None:
     """Start the copy of *disks*. Raises SendenseError when systemd refuses."""
-    folder, work = jobs.make_folder(job), jobs.WORK / job
+    here, work = _made(job), jobs.WORK / job
     work.mkdir(mode=0o700, parents=True, exist_ok=True)
     jobs.own(work)
-    code = _code(folder)
-    request = folder / runner.REQUEST
+    code = _code(here)
+    request = here / runner.REQUEST
     jobs.write_private(request, json.dumps({"work": str(work), "disks": [asdict(disk) for disk in disks]}))
     units.start(
         unit_name(job),
@@ -56,19 +69,19 @@ def start(job: str, disks: list[runner.Disk]) -> None:
         "Environment=PYTHONDONTWRITEBYTECODE=1",
         "NoNewPrivileges=yes",
         "ProtectSystem=strict",
-        f"ReadWritePaths={folder} {work}",
+        f"ReadWritePaths={here} {work}",
         "ProtectHome=yes",
         "PrivateTmp=yes",
         "TimeoutStopSec=10s",
     )
 
 
-def _code(folder: Path) -> Path:
+def _code(here: Path) -> Path:
     """Return where the unit finds this code: a copy of the zip that the task runs from, which goes when the task ends."""
     archive, in_archive, _inside = __file__.partition(".zip/")
     if not in_archive:
         return Path(__file__).parents[6]  # a checkout or an installed collection
-    copied = folder / _CODE
+    copied = here / "code.zip"
     shutil.copyfile(f"{archive}.zip", copied)
     jobs.own(copied)
     return copied
@@ -78,7 +91,7 @@ def status(job: str) -> dict[str, Any]:
     """Return the last status of the job's copy: ``running``, ``done``, or ``failed`` with an error."""
     unit = units.read(unit_name(job))  # before the file: a copy that ends in between has written its last status
     try:
-        found: dict[str, Any] = json.loads((jobs.folder(job) / runner.STATUS).read_text(encoding="utf-8"))
+        found: dict[str, Any] = json.loads((folder(job) / runner.STATUS).read_text(encoding="utf-8"))
     except FileNotFoundError:
         found = {"state": "running", "error": "", "disks": []}
     if found["state"] == "running" and not unit.running:
@@ -105,9 +118,8 @@ def tools() -> dict[str, str]:
 
 
 def leftovers(job: str) -> list[Path]:
-    """Return what the job's copy keeps on this node."""
-    mine = [jobs.folder(job) / name for name in (runner.REQUEST, runner.STATUS, COOKIE, _CODE)]
-    return [path for path in (*mine, jobs.WORK / job) if path.exists()]
+    """Return the folders that the job's copy keeps on this node."""
+    return [path for path in (folder(job), jobs.WORK / job) if path.exists()]
 
 
 def stop(job: str) -> bool:
@@ -115,10 +127,7 @@ def stop(job: str) -> bool:
     known, kept = units.names(job, KIND), leftovers(job)
     for name in known:
         units.stop(name)
-    for path in leftovers(job):
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
+    for path in kept:
+        shutil.rmtree(path)
     jobs.leave_folder(job)
     return bool(known or kept)

@@ -28,8 +28,8 @@ from ansible_collections.sendense.backup.plugins.module_utils.nbd_client import 
 from ansible_collections.sendense.backup.plugins.module_utils.transfer.engine import Copy, Progress
 from ansible_collections.sendense.backup.plugins.module_utils.transfer.reader import HttpsSource, served
 
-REQUEST = "copy-request.json"
-STATUS = "copy-status.json"
+REQUEST = "request.json"
+STATUS = "status.json"
 _EVERY = 1.0  # seconds between two status files
 
 
@@ -76,7 +76,7 @@ class _DiskRun(threading.Thread):
         with contextlib.ExitStack() as stack:
             stack.callback(leaf_file.unlink, missing_ok=True)
             keep = stack.enter_context(contextlib.closing(LeafFile(leaf_file)))
-            reader = stack.enter_context(served(disk.source, self._folder / f"disk-{disk.key}.source.sock"))
+            reader = stack.enter_context(served(disk.source, self._folder / f"{disk.key}.sock"))
             try:
                 source = stack.enter_context(connect(reader.uri))
                 target = stack.enter_context(connect(disk.target))
