@@ -113,27 +113,27 @@ def test_the_same_port_is_not_given_twice_in_one_wish(leases):
         leases.take_ports(ONE, [10177, 10177])
 
 
-def _take(folder, job, results):
+def _take_all(folder, each, start, results):
+    job, leases = f"vm{each}-5029f3ab-20261123T140102Z", Leases(folder)
+    start.wait()
+    ports = leases.take_ports(job, [None] * 12)
     try:
-        results.put(Leases(folder).take(LOCK, job).job)
+        results.put((leases.take(LOCK, job).job, ports))
     except Refused:
-        results.put("")
+        results.put(("", ports))
 
 
-def test_of_many_at_once_one_wins(tmp_path, systemd):
-    fork = multiprocessing.get_context("fork")
-    results = fork.Queue()
-    takers = [
-        fork.Process(target=_take, args=(tmp_path / "leases", f"vm{each}-5029f3ab-20261123T140102Z", results))
-        for each in range(6)
-    ]
+def test_of_many_at_once_one_wins_and_no_port_is_given_twice(tmp_path, systemd):
+    fork, many = multiprocessing.get_context("fork"), 6
+    start, results = fork.Barrier(many), fork.Queue()
+    takers = [fork.Process(target=_take_all, args=(tmp_path / "leases", each, start, results)) for each in range(many)]
     for each in takers:
         each.start()
-    won = [name for name in (results.get(timeout=20) for _each in takers) if name]
+    said = [results.get(timeout=20) for _each in takers]
     for each in takers:
         each.join()
-    assert len(won) == 1
-    assert Leases(tmp_path / "leases").held(LOCK).job == won[0]
+    assert [job for job, _ports in said if job] == [Leases(tmp_path / "leases").held(LOCK).job]
+    assert len({port for _job, ports in said for port in ports}) == 12 * many
 
 
 def test_leases_are_renewed_for_as_long_as_something_takes(leases, tmp_path, monkeypatch):

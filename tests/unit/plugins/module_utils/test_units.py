@@ -43,7 +43,7 @@ def test_a_unit_is_read_as_systemd_shows_it(systemd):
 
 
 def test_only_units_of_the_job_are_its_own(systemd):
-    for name in (EXPORT, f"sendense-tunnel-{JOB}", f"sendense-export-{OTHER}-2000", f"other-{JOB}"):
+    for name in (EXPORT, f"sendense-tunnel-{JOB}", f"sendense-export-{OTHER}-2000", f"other-export-{JOB}"):
         systemd(name)
     assert units.names(JOB) == [EXPORT, f"sendense-tunnel-{JOB}"]
     assert units.names(JOB, "export") == [EXPORT]
