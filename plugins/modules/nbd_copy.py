@@ -146,7 +146,7 @@ def find_disks(params: dict) -> list[Disk]:
                 key=disk["key"],
                 capacity=disk["capacity"],
                 source=HttpsSource(
-                    url=datastore.flat_extent_url(opened, params["datacenter"], disk["path"]),
+                    url=datastore.flat_extent_url(opened, params["datacenter"], disk["path"], disk["capacity"]),
                     cookie_file=cookie_file,
                     ca_file=vcenter.ca_file,
                     validate_certs=vcenter.validate_certs,
