@@ -15,7 +15,7 @@ from ansible_collections.sendense.backup.plugins.module_utils import jobs, units
 from ansible_collections.sendense.backup.plugins.module_utils.commands import Command
 from ansible_collections.sendense.backup.plugins.module_utils.errors import SendenseError
 from ansible_collections.sendense.backup.plugins.module_utils.leases import Leases
-from ansible_collections.sendense.backup.plugins.module_utils.nbd_client import prove, tcp_uri
+from ansible_collections.sendense.backup.plugins.module_utils.nbd_client import handshake, prove, tcp_uri
 
 KIND = "export"
 _READY_WITHIN = 10.0  # seconds
@@ -118,17 +118,21 @@ def _proven(job: str, export: Export, port: int) -> Served:
     deadline = time.monotonic() + _READY_WITHIN
     while True:
         try:
-            prove(uri, export.size, timeout=_PATIENCE)
+            handshake(uri, timeout=_PATIENCE)
+            break
         except SendenseError as why:
+            # whatever a handshake fails with: qemu-nbd listens before it opens the image, and another may hold the port
             if not (unit := units.read(name)).running:
                 said = units.words(name) or unit.death
                 raise SendenseError(f"disk {export.key}: qemu-nbd did not serve {export.image}: {said}") from None
-            waits = "refused" in str(why) or "no NBD handshake" in str(why)  # the latter: of who holds its port
-            if time.monotonic() > deadline or not waits:
+            if time.monotonic() > deadline:
                 raise SendenseError(f"disk {export.key}: {why}") from None
             time.sleep(0.05)
-        else:
-            return Served(key=export.key, name=export.name, size=export.size, port=port)
+    try:
+        prove(uri, export.size)
+    except SendenseError as why:
+        raise SendenseError(f"disk {export.key}: {why}") from None
+    return Served(key=export.key, name=export.name, size=export.size, port=port)
 
 
 def known(job: str) -> list[str]:

@@ -98,7 +98,7 @@ def test_of_all_or_none_one_that_fails_makes_it_none_and_is_heard(hub, image, tm
     began = time.monotonic()
     with pytest.raises(SendenseError, match=f"^disk 1: qemu-nbd did not serve .*disk-1.qcow2: .*{sentence}"):
         export.start(JOB, wished, 2, hub)
-    assert time.monotonic() - began < 6
+    assert time.monotonic() - began < 9
     assert (export.known(JOB), hub.of(JOB)) == ([], [])
 
 
@@ -116,7 +116,7 @@ def test_a_wished_port_that_is_busy_is_said_so(hub, image):
         began = time.monotonic()
         with pytest.raises(SendenseError, match="^disk 0: qemu-nbd did not serve .*Address already in use"):
             export.start(JOB, [wish], 2, hub)
-        assert time.monotonic() - began < 5, "though who holds the port accepts connections"
+        assert time.monotonic() - began < 9, "though who holds the port accepts connections"
 
 
 def test_an_image_of_another_size_is_not_the_disk(hub, image):
