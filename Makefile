@@ -29,16 +29,16 @@ venv: deps ## Make .venv with the pinned tools, if it is not there yet
 # --- lab
 lab: venv ## Raise the lab: hub1, node1 and a vCenter
 	@rm -f build/lab-of-the-tests # from now on it is a person's lab, and the tests leave it up
-	python3 -m lab up
+	/usr/bin/python3 -m lab up
 
 lab-ssh: ## A shell, or CMD=..., on HOST=hub1|node1
-	@python3 -m lab ssh $(HOST) $(CMD)
+	@/usr/bin/python3 -m lab ssh $(HOST) $${CMD:+"$$CMD"}
 
 lab-reset: ## A fresh machine in the place of HOST=hub1|node1
-	python3 -m lab reset $(HOST)
+	/usr/bin/python3 -m lab reset $(HOST)
 
 lab-down: ## Take the lab down; nothing is left
-	python3 -m lab down
+	/usr/bin/python3 -m lab down
 # --- end of lab
 
 provision: venv ## Run playbooks/provision.yml (INVENTORY=inventories/lab ARGS=...)
