@@ -34,7 +34,7 @@ FAILED = {"failure": {"step": "The disks are copied", "msg": "disk 2000: no"}, "
             id="a small disk is told in small units",
         ),
         pytest.param(
-            OK | {"manifest": MANIFEST | {"disks": [MANIFEST["disks"][0] | {"provisioned": 3 << 40}]}},
+            OK | {"manifest": MANIFEST | {"disks": [MANIFEST["disks"][0] | {"provisioned": 3 << 40, "allocated": 0}]}},
             "ok full 20261123T140102Z, 1 disk(s): "
             "provisioned 3.0 TiB, read 1.0 GiB, written 512.0 MiB, stored 513.0 MiB",
             id="a large one in large units",
