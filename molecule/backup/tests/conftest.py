@@ -44,6 +44,8 @@ class Site:
     def __init__(self, hub: Any, node: Any) -> None:
         self.hub, self.node = hub, node
         self.lab = Lab(PROJECT)
+        self.lab_json: dict[str, Any] = json.loads(self.lab.lab_json.read_text())
+        self.lab_json["vcenter"]["password_file"] = Path(self.lab_json["vcenter"]["password_file"])
 
     def start(self, *arguments: str, environment: dict[str, str] | None = None) -> subprocess.Popen[str]:
         """Start playbooks/backup.yml in a process group of its own."""

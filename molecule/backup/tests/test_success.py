@@ -66,7 +66,7 @@ def test_the_hub_offers_the_node_nothing_but_sshd(site):
     with site.knobs(folder_bytes_per_second=30 * 1024**2):
         run = site.start("--limit=pgtest1")
         site.wait_for_copy("pgtest1")
-        address = json.loads(site.lab.lab_json.read_text())["machines"][0]["address"]
+        address = site.lab_json["machines"][0]["address"]
         scan = (
             "import socket\n"
             "def is_open(port):\n"
