@@ -76,7 +76,7 @@ class Failure(Exception):
 def run(*command: str | Path, cwd: Path | None = None) -> str:
     """Runs a tool and returns what it said; a failure carries the end of it."""
     words = [str(word) for word in command]
-    done = subprocess.run(words, cwd=cwd, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    done = subprocess.run(words, check=False, cwd=cwd, stdin=subprocess.DEVNULL, capture_output=True, text=True)
     if done.returncode:
         said = (done.stderr.strip() or done.stdout.strip()).splitlines()[-3:]
         raise Failure(f"{' '.join(words)} failed with {done.returncode}: {' / '.join(said)}")
@@ -178,7 +178,9 @@ def data_disk(target: Path, sums: Path) -> None:
     with target.open("wb") as file:
         file.truncate(DATA_SIZE)
     # Few inodes: tables for millions of them would be most of what the disk holds.
-    run("mke2fs", "-q", "-t", "ext4", "-N", "8192", "-L", "pgdata", "-U", "5e4de45e-0000-4000-8000-000000000001", target)
+    run(
+        "mke2fs", "-q", "-t", "ext4", "-N", "8192", "-L", "pgdata", "-U", "5e4de45e-0000-4000-8000-000000000001", target
+    )
     with mounted(target) as root:
         fill(root)
         lines = []
@@ -207,7 +209,9 @@ def fill(root: Path) -> None:
     texts = root / "notes and Übung"
     texts.mkdir()
     for number in range(200):
-        text = f"note {number}: " + " ".join(seeded.choice(("disk", "hub", "node", "tunnel", "point")) for _ in range(99))
+        text = f"note {number}: " + " ".join(
+            seeded.choice(("disk", "hub", "node", "tunnel", "point")) for _ in range(99)
+        )
         (texts / f"note {number:03}.txt").write_text(text + "\n")
     (root / "empty").touch()
 

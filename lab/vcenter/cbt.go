@@ -55,33 +55,13 @@ func (g *guest) changedAreas(ctx *simulator.Context, req *types.QueryChangedDisk
 	case req.ChangeId != "*":
 		return nil, simulator.Fault("The lab answers change id * only.", new(types.NotSupported))
 	}
-	content, err := g.contentOf(of, d)
-	if err != nil {
-		return nil, simulator.Fault(err.Error(), &types.FileFault{File: d.spell(d.Names(of.frozen[d.key])[0])})
-	}
 	knobs := g.lab.knobs.get()
-	window, areas := window(content, req.StartOffset, d.Capacity, knobs.CBTAreas, knobs.CBTBytes)
+	window, areas := window(of.content[d.key], req.StartOffset, d.Capacity, knobs.CBTAreas, knobs.CBTBytes)
 	info := &types.DiskChangeInfo{StartOffset: window.Start, Length: window.Len()}
 	for _, area := range areas {
 		info.ChangedArea = append(info.ChangedArea, types.DiskChangeExtent{Start: area.Start, Length: area.Len()})
 	}
 	return info, nil
-}
-
-// contentOf returns the allocated areas of a snapshot's disk on the grid of change tracking. The bytes of a snapshot do not change,
-// so what was found once holds for its life, however the files beneath are joined.
-func (g *guest) contentOf(of *snapshot, d *disk) (storage.Ranges, error) {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	if known, found := of.content[d.key]; found {
-		return known, nil
-	}
-	content, err := d.Content(of.frozen[d.key])
-	if err != nil {
-		return nil, err
-	}
-	of.content[d.key] = content.Widen(cbtCell, d.Capacity)
-	return of.content[d.key], nil
 }
 
 // window returns the part of the disk that one answer speaks of, and the content in it: at most that many areas and that many bytes.

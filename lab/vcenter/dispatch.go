@@ -40,8 +40,8 @@ func (l *Lab) dispatch(ctx *simulator.Context, method *simulator.Method) (mo.Ref
 			ours = &vmMethods{Self: method.This, guest: g}
 		}
 	case "VirtualMachineSnapshot":
-		for _, g := range l.guests {
-			if g.has(method.This) {
+		if object, known := ctx.Map.Get(method.This).(*simulator.VirtualMachineSnapshot); known {
+			if g := l.guestByRef(object.Vm); g != nil {
 				ours = &snapshotMethods{Self: method.This, guest: g}
 			}
 		}

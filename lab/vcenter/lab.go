@@ -37,6 +37,10 @@ type Lab struct {
 	guests     []*guest
 	knobs      knobs
 	stats      stats
+
+	// sizes is held where datastores' sizes change and where the simulator measures a VM's files, for which it reads
+	// datastores without their lock.
+	sizes sync.Mutex
 }
 
 // NewLab makes the inventory and opens the disks.

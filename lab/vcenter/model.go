@@ -159,6 +159,8 @@ func (l *Lab) refreshFree() {
 		ctx.WithLock(ds, func() {
 			info := *ds.Info.GetDatastoreInfo()
 			info.FreeSpace = free
+			l.sizes.Lock()
+			defer l.sizes.Unlock()
 			ctx.Update(ds, []types.PropertyChange{
 				{Name: "summary.capacity", Val: int64(datastoreSize)},
 				{Name: "summary.freeSpace", Val: free},

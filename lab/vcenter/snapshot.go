@@ -33,7 +33,7 @@ type snapshot struct {
 	quiesced          bool
 	frozen            map[int32]*storage.Layer
 	changeIDs         map[int32]string
-	content           map[int32]storage.Ranges // remembered answers of QueryChangedDiskAreas
+	content           map[int32]storage.Ranges // allocated when it froze, on the grid of change tracking
 	vmsn              string
 	truth             string
 }
@@ -110,10 +110,6 @@ func (v *vmMethods) RevertToCurrentSnapshotTask(*simulator.Context, *types.Rever
 	return &methods.RevertToCurrentSnapshot_TaskBody{Fault_: simulator.Fault("The lab does not revert.", new(types.NotSupported))}
 }
 
-func (g *guest) has(ref types.ManagedObjectReference) bool {
-	return g.snapshot(ref) != nil
-}
-
 func (g *guest) snapshot(ref types.ManagedObjectReference) *snapshot {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -180,7 +176,7 @@ func (g *guest) freeze(name, description string, quiesced, memory bool, progress
 	object.Vm = g.vm.Self
 	ctx.WithLock(g.vm, func() { object.Config = cloneConfig(g.vm.Config) })
 	made.ref = ctx.Map.Put(object).Reference()
-	err = g.keepTruth(made)
+	err = errors.Join(g.measure(made), g.keepTruth(made))
 	if err == nil {
 		made.vmsn, err = g.writeVmsn(made)
 	}
@@ -195,6 +191,19 @@ func (g *guest) freeze(name, description string, quiesced, memory bool, progress
 	g.mu.Unlock()
 	g.publish()
 	return made, nil
+}
+
+// measure notes what is allocated. The bytes of a snapshot do not change, so this holds for its life,
+// however the files beneath it are joined.
+func (g *guest) measure(one *snapshot) error {
+	for _, d := range g.disks {
+		content, err := d.Content(one.frozen[d.key])
+		if err != nil {
+			return err
+		}
+		one.content[d.key] = content.Widen(cbtCell, d.Capacity)
+	}
+	return nil
 }
 
 // removal returns the work of removing the chosen snapshots.
@@ -293,6 +302,8 @@ func (g *guest) publish() {
 			{Name: "runtime.consolidationNeeded", Val: g.stray(snapshots)},
 			{Name: "summary.runtime.consolidationNeeded", Val: g.stray(snapshots)},
 		})
+		g.lab.sizes.Lock()
+		defer g.lab.sizes.Unlock()
 		g.vm.RefreshStorageInfo(ctx, nil)
 	})
 	g.lab.refreshFree()
