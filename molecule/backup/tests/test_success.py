@@ -82,3 +82,11 @@ def test_the_hub_offers_the_node_nothing_but_sshd(site):
     assert seen.strip() == "[22]"
     assert len(served.splitlines()) == 3
     assert all("127.0.0.1:" in line for line in served.splitlines())
+
+
+def test_check_mode_says_what_it_would_do_and_does_nothing(clean):
+    before = clean.points()
+    run = clean.backup("-e", "vm_name=pgtest1", "--check")
+    assert run.code == 0, run.output
+    assert "nothing was done (check mode)" in run.output
+    assert clean.points() == before
