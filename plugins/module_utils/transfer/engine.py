@@ -74,7 +74,7 @@ class Copy:
             while self._fill(todo) or self._reading or self._writing:
                 self._wait()
                 if self._failed:
-                    raise SendenseError(self._failed[0])
+                    raise SendenseError(self._whose_fault(self._failed[0]))
                 if self._stop():
                     raise SendenseError("stopped, because another disk of this VM failed")
                 while self._arrived:
