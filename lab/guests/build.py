@@ -139,7 +139,9 @@ def boot_disk(target: Path, scratch: Path) -> None:
     # 64 heads and 32 sectors make cylinders of 1 MiB; the hidden sectors are those before the partition.
     run("mformat", "-i", part, "-T", str(sectors), "-h", "64", "-s", "32", "-H", str(start), "-v", "PGTEST1", "::")
     files = {"vmlinuz": kernel(scratch).read_bytes(), "syslinux.cfg": SYSLINUX.encode()}
-    files["initrd.img"] = initramfs(unpacked("busybox-static", scratch) / "bin" / "busybox")
+    # In bin on Debian 12, in usr/bin on 13.
+    (busybox,) = unpacked("busybox-static", scratch).glob("**/bin/busybox")
+    files["initrd.img"] = initramfs(busybox)
     for name, content in files.items():
         (scratch / name).write_bytes(content)
         run("mcopy", "-i", part, scratch / name, f"::{name}")
