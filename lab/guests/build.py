@@ -48,6 +48,7 @@ SECTOR = 512
 BOOT_SIZE = 256 * MIB
 DATA_SIZE = 20 * GIB
 ODD_SIZE = 64 * MIB + 1536  # no multiple of 64 KiB nor of 4 KiB
+STOPS = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
 MARKER = "SENDENSE-GUEST-READY pgtest1"
 
 INIT = f"""#!/bin/busybox sh
@@ -167,12 +168,15 @@ def mounted(image: Path) -> Iterator[Path]:
         # noinit_itable: nothing shall be written later than by us. nodelalloc: what is written has its blocks at once,
         # so that taking some of them away again leaves pieces, without a flush per file.
         run("mount", "-o", "loop,noinit_itable,nodelalloc", image, point)
-        try:
-            yield point
-        finally:
-            run("umount", point)
+        yield point
     finally:
+        # Told to stop twice, or by a terminal that tells umount too, we still unmount: a child inherits what is ignored.
+        before = {number: signal.signal(number, signal.SIG_IGN) for number in STOPS}
+        if point.is_mount():
+            run("umount", point)
         point.rmdir()
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def data_disk(target: Path, sums: Path) -> None:
@@ -277,7 +281,8 @@ def main() -> int:
         print(__doc__, file=sys.stderr)
         return 2
     # So that being told to stop unmounts.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    for number in STOPS:
+        signal.signal(number, lambda number, _: sys.exit(128 + number))
     os.environ["PATH"] = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"
     try:
         if os.geteuid():
