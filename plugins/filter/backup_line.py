@@ -46,16 +46,17 @@ def backup_line(result: Mapping[str, Any]) -> str:
     if not result:
         return "FAILED without an outcome; its own output above says why"
     left = f"; could not be cleaned up: {'; '.join(result['left'])}" if result["left"] else ""
+    verdict = "FAILED" if left else "ok"
     if result["failure"]:
         return f"FAILED at '{result['failure']['step']}': {result['failure']['msg']}{left}"
     if not result["manifest"]:
-        return f"ok, nothing was done (check mode){left}"
+        return f"{verdict}, nothing was done (check mode){left}"
     disks = result["manifest"]["disks"]
     total = {name: sum(disk[name] for disk in disks) for name in ("provisioned", "read", "written", "stored")}
     unknown = sum(disk["allocated"] is None for disk in disks)
     all_read = f", {unknown} of them read whole for want of change tracking" if unknown else ""
     counted = ", ".join(f"{name} {size(count)}" for name, count in total.items())
-    return f"{'FAILED' if left else 'ok'} full {result['manifest']['point']}, {len(disks)} disk(s){all_read}: {counted}{left}"
+    return f"{verdict} full {result['manifest']['point']}, {len(disks)} disk(s){all_read}: {counted}{left}"
 
 
 class FilterModule:

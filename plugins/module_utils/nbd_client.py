@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -92,6 +92,26 @@ def handshake(uri: str, timeout: float = 10) -> Handshake:
             can_flush=handle.can_flush(),
             can_multi_conn=handle.can_multi_conn(),
         )
+
+
+def await_handshake(uri: str, complaint: Callable[[], str], seconds: float) -> None:
+    """Return once the server of *uri* has done a handshake, whatever earlier ones failed with.
+
+    A server listens before it is ready, and another may hold its port, so only a handshake or its end tells. Raises
+    SendenseError with the *complaint* as soon as there is one, or with the last failure after that many seconds.
+    """
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            handshake(uri, timeout=1)
+        except SendenseError:
+            if said := complaint():
+                raise SendenseError(said) from None
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.05)
+        else:
+            return
 
 
 def prove(uri: str, size: int, timeout: float = 10, *, writable: bool = True) -> Handshake:

@@ -176,7 +176,7 @@ def absent(module: AnsibleModule) -> dict:
     """Stop the copy and remove what it kept."""
     job = module.params["job"]
     if module.check_mode:
-        return {"changed": bool(copy_unit.leftovers(job))}
+        return {"changed": copy_unit.present(job)}
     return {"changed": copy_unit.stop(job)}
 
 

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import subprocess
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from hashlib import file_digest
 from pathlib import Path
+from typing import Any
 
 from ansible_collections.sendense.backup.plugins.module_utils import digests
 from ansible_collections.sendense.backup.plugins.module_utils.commands import last_words
@@ -21,9 +21,9 @@ from ansible_collections.sendense.backup.plugins.module_utils.errors import Send
 from ansible_collections.sendense.backup.plugins.module_utils.extents import normalise
 from ansible_collections.sendense.backup.plugins.module_utils.nbd_client import (
     ALLOCATION,
+    await_handshake,
     connect,
     data_ranges,
-    handshake,
     read_ranges,
     unix_uri,
 )
@@ -36,7 +36,10 @@ def compare(path: Path, capacity: int, delivered: Tree, keep: Path) -> None:
 
     Raises SendenseError with the ranges that differ.
     """
-    found = digests.tree(digests.write(keep, capacity, leaves(path, capacity)), capacity)
+    with _served(path) as uri, connect(uri, contexts=(ALLOCATION,)) as handle:
+        if handle.get_size() != capacity:
+            raise SendenseError(f"{path} has {handle.get_size()} bytes where the disk has {capacity}")
+        found = digests.tree(digests.write(keep, capacity, _leaves(handle, capacity)), capacity)
     if found.root != delivered.root:
         where = ", ".join(f"{offset}-{offset + length - 1}" for offset, length in _some(found, delivered, capacity))
         raise SendenseError(
@@ -48,15 +51,12 @@ def _some(found: Tree, delivered: Tree, capacity: int) -> list[tuple[int, int]]:
     return normalise(digests.differences(found, delivered, capacity), capacity)[:8]
 
 
-def leaves(path: Path, capacity: int) -> Iterator[Leaf]:
-    """Yield the leaves of the cells of the image that may hold data, in order."""
-    with _served(path) as uri, connect(uri, contexts=(ALLOCATION,)) as handle:
-        if handle.get_size() != capacity:
-            raise SendenseError(f"{path} has {handle.get_size()} bytes where the disk has {capacity}")
-        for offset, view in read_ranges(handle, normalise(data_ranges(handle), capacity, CELL)):
-            found = digests.leaves(view)
-            for start in range(0, len(found), 32):
-                yield offset // CELL + start // 32, found[start : start + 32]
+def _leaves(handle: Any, capacity: int) -> Iterator[Leaf]:
+    """Yield the leaves of the cells that may hold data, in order."""
+    for offset, view in read_ranges(handle, normalise(data_ranges(handle), capacity, CELL)):
+        found = digests.leaves(view)
+        for start in range(0, len(found), 32):
+            yield offset // CELL + start // 32, found[start : start + 32]
 
 
 @contextmanager
@@ -76,27 +76,17 @@ def _served(path: Path) -> Iterator[str]:
         uri = unix_uri(str(socket), "")
         with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as server:
             try:
-                _await(server, uri, path)
+                await_handshake(uri, lambda: _complaint(server, path), _READY_WITHIN)
                 yield uri
             finally:
                 server.terminate()
 
 
-def _await(server: subprocess.Popen[str], uri: str, path: Path) -> None:
-    deadline = time.monotonic() + _READY_WITHIN
-    while True:
-        try:
-            handshake(uri)
-        except SendenseError as why:
-            # the socket is there before the image was opened, so only a handshake or an end tells
-            if server.poll() is not None:
-                said = last_words(server.stderr.read()) if server.stderr else ""
-                raise SendenseError(f"{path} cannot be read again: {said}") from None
-            if time.monotonic() > deadline:
-                raise SendenseError(f"{path} cannot be read again: {why}") from None
-            time.sleep(0.02)
-        else:
-            return
+def _complaint(server: subprocess.Popen[str], path: Path) -> str:
+    if server.poll() is None:
+        return ""
+    said = last_words(server.stderr.read()) if server.stderr else ""
+    return f"{path} cannot be read again: {said or 'qemu-nbd has ended'}"
 
 
 def file_sha256(path: Path) -> str:

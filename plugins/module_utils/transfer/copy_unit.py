@@ -54,26 +54,30 @@ def started(job: str) -> bool:
 
 
 def start(job: str, disks: list[runner.Disk]) -> None:
-    """Start the copy of *disks*. Raises SendenseError when systemd refuses."""
+    """Start the copy of *disks*. Raises SendenseError when systemd refuses; nothing of the copy is left then."""
     here, work = _made(job), jobs.WORK / job
     work.mkdir(mode=0o700, parents=True, exist_ok=True)
     jobs.own(work)
     code = _code(here)
     request = here / runner.REQUEST
     jobs.write_private(request, json.dumps({"work": str(work), "disks": [asdict(disk) for disk in disks]}))
-    units.start(
-        unit_name(job),
-        [sys.executable, "-m", runner.__name__, str(request)],
-        f"Description=Sendense copy of job {job}",
-        f"Environment=PYTHONPATH={code}",
-        "Environment=PYTHONDONTWRITEBYTECODE=1",
-        "NoNewPrivileges=yes",
-        "ProtectSystem=strict",
-        f"ReadWritePaths={here} {work}",
-        "ProtectHome=yes",
-        "PrivateTmp=yes",
-        "TimeoutStopSec=10s",
-    )
+    try:
+        units.start(
+            unit_name(job),
+            [sys.executable, "-m", runner.__name__, str(request)],
+            f"Description=Sendense copy of job {job}",
+            f"Environment=PYTHONPATH={code}",
+            "Environment=PYTHONDONTWRITEBYTECODE=1",
+            "NoNewPrivileges=yes",
+            "ProtectSystem=strict",
+            f"ReadWritePaths={here} {work}",
+            "ProtectHome=yes",
+            "PrivateTmp=yes",
+            "TimeoutStopSec=10s",
+        )
+    except SendenseError:
+        stop(job)
+        raise
 
 
 def _code(here: Path) -> Path:
@@ -122,12 +126,17 @@ def leftovers(job: str) -> list[Path]:
     return [path for path in (folder(job), jobs.WORK / job) if path.exists()]
 
 
+def present(job: str) -> bool:
+    """Whether anything of the job's copy is there: its unit, running or dead, or what it keeps."""
+    return bool(units.names(job, KIND) or leftovers(job))
+
+
 def stop(job: str) -> bool:
     """Stop the job's copy and remove what it kept; return whether there was anything."""
-    known, kept = units.names(job, KIND), leftovers(job)
-    for name in known:
+    found = present(job)
+    for name in units.names(job, KIND):
         units.stop(name)
-    for path in kept:
+    for path in leftovers(job):
         shutil.rmtree(path)
     jobs.leave_folder(job)
-    return bool(known or kept)
+    return found

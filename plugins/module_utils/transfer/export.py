@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import json
-import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -15,11 +14,10 @@ from ansible_collections.sendense.backup.plugins.module_utils import jobs, units
 from ansible_collections.sendense.backup.plugins.module_utils.commands import Command
 from ansible_collections.sendense.backup.plugins.module_utils.errors import SendenseError
 from ansible_collections.sendense.backup.plugins.module_utils.leases import Leases
-from ansible_collections.sendense.backup.plugins.module_utils.nbd_client import handshake, prove, tcp_uri
+from ansible_collections.sendense.backup.plugins.module_utils.nbd_client import await_handshake, prove, tcp_uri
 
 KIND = "export"
 _READY_WITHIN = 10.0  # seconds
-_PATIENCE = 1.0  # seconds for one handshake, after which the unit is looked at
 _KEPT = "exports.json"  # in the job's folder: what is served, as Served
 
 
@@ -114,25 +112,18 @@ def _launch(job: str, export: Export, port: int, connections: int) -> None:
 
 
 def _proven(job: str, export: Export, port: int) -> Served:
-    name, uri = unit_name(job, export.key), tcp_uri(port, export.name)
-    deadline = time.monotonic() + _READY_WITHIN
-    while True:
-        try:
-            handshake(uri, timeout=_PATIENCE)
-            break
-        except SendenseError as why:
-            # whatever a handshake fails with: qemu-nbd listens before it opens the image, and another may hold the port
-            if not (unit := units.read(name)).running:
-                said = units.words(name) or unit.death
-                raise SendenseError(f"disk {export.key}: qemu-nbd did not serve {export.image}: {said}") from None
-            if time.monotonic() > deadline:
-                raise SendenseError(f"disk {export.key}: {why}") from None
-            time.sleep(0.05)
+    uri = tcp_uri(port, export.name)
     try:
+        await_handshake(uri, lambda: _complaint(job, export), _READY_WITHIN)
         prove(uri, export.size)
     except SendenseError as why:
         raise SendenseError(f"disk {export.key}: {why}") from None
     return Served(key=export.key, name=export.name, size=export.size, port=port)
+
+
+def _complaint(job: str, export: Export) -> str:
+    unit = units.read(unit_name(job, export.key))
+    return "" if unit.running else f"qemu-nbd did not serve {export.image}: {units.words(unit.name) or unit.death}"
 
 
 def known(job: str) -> list[str]:

@@ -34,12 +34,15 @@ class HttpsSource:
     validate_certs: bool
 
 
-def command(source: HttpsSource, socket: Path) -> Command:
-    """Return the nbdkit command that serves *source*, read-only, on *socket* and nowhere else."""
+def command(source: HttpsSource, socket: Path, ready: Path) -> Command:
+    """Return the nbdkit command that serves *source*, read-only, on *socket* and nowhere else.
+
+    nbdkit writes the file *ready* (nbdkit(1), ``--pidfile``) once it accepts connections; the socket is there before.
+    """
     trust = [f"cainfo={source.ca_file}"] if source.ca_file else []
     verify = [] if source.validate_certs else ["sslverify=false"]
     return [
-        "nbdkit", "--foreground", "--exit-with-parent", "--readonly", "--unix", str(socket),
+        "nbdkit", "--foreground", "--exit-with-parent", "--readonly", "--unix", str(socket), "--pidfile", str(ready),
         "--filter=retry", "curl", f"url={source.url}", f"cookie=+{source.cookie_file}", "retries=3", *trust, *verify,
     ]  # fmt: skip
 
@@ -47,11 +50,12 @@ def command(source: HttpsSource, socket: Path) -> Command:
 @contextmanager
 def served(source: HttpsSource, socket: Path, timeout: float = 15) -> Iterator[Reader]:
     """Serve *source* while the context lasts and yield its reader. Raises SendenseError with nbdkit's own last words."""
-    process = subprocess.Popen(command(source, socket), stderr=subprocess.PIPE, text=True, errors="replace")
+    ready = socket.with_suffix(".pid")
+    process = subprocess.Popen(command(source, socket, ready), stderr=subprocess.PIPE, text=True, errors="replace")
     reader = Reader(cast("IO[str]", process.stderr), socket)
     try:
         deadline = time.monotonic() + timeout
-        while not socket.exists():
+        while not ready.exists():
             if process.poll() is not None or time.monotonic() > deadline:
                 raise SendenseError(f"nbdkit did not start: {reader.words() or 'it said nothing'}")
             time.sleep(0.02)
@@ -63,7 +67,8 @@ def served(source: HttpsSource, socket: Path, timeout: float = 15) -> Iterator[R
         except subprocess.TimeoutExpired:  # it waits for an answer of vCenter; it only reads, so nothing is lost
             process.kill()
             process.wait()
-        socket.unlink(missing_ok=True)
+        for path in (socket, ready):
+            path.unlink(missing_ok=True)
 
 
 class Reader:

@@ -11,14 +11,13 @@ long as this ssh does.
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
 from ansible_collections.sendense.backup.plugins.module_utils import jobs, units
 from ansible_collections.sendense.backup.plugins.module_utils.commands import Command
 from ansible_collections.sendense.backup.plugins.module_utils.errors import SendenseError
-from ansible_collections.sendense.backup.plugins.module_utils.nbd_client import prove, unix_uri
+from ansible_collections.sendense.backup.plugins.module_utils.nbd_client import await_handshake, prove, unix_uri
 
 KIND = "tunnel"
 _READY_WITHIN = 20.0  # seconds, for the login and every forward
@@ -121,22 +120,19 @@ def start(job: str, hub: Hub, forwards: list[Forward]) -> None:
 
 
 def _prove(job: str, hub: Hub, forward: Forward) -> None:
-    deadline = time.monotonic() + _READY_WITHIN
-    why = "ssh did not open the forward in time"
-    while (unit := units.read(unit_name(job))).running and time.monotonic() < deadline:
-        if socket_path(job, forward.key).exists():  # ssh makes it after the login
-            try:
-                prove(uri(job, forward), forward.size, timeout=max(0.1, deadline - time.monotonic()))
-            except SendenseError as error:
-                why = str(error)
-                if "refused" not in why:  # bound, not yet listening
-                    break
-            else:
-                return
-        time.sleep(0.05)
-    said = units.words(unit_name(job)) or unit.death or why
-    where = f"{hub.user}@{hub.address} port {hub.port}"
-    raise SendenseError(f"the tunnel to {where} does not carry disk {forward.key}: {said}")
+    try:
+        await_handshake(uri(job, forward), lambda: _complaint(job), _READY_WITHIN)
+        prove(uri(job, forward), forward.size)
+    except SendenseError as why:
+        where = f"{hub.user}@{hub.address} port {hub.port}"
+        raise SendenseError(f"the tunnel to {where} does not carry disk {forward.key}: {why}") from None
+
+
+def _complaint(job: str) -> str:
+    unit = units.read(unit_name(job))
+    said = units.words(unit.name)
+    refused = "open failed" in said  # ssh goes on when sshd refuses a forward
+    return (said or unit.death or "ssh has ended") if refused or not unit.running else ""
 
 
 def present(job: str) -> bool:

@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import hashlib
 import http.client
 import ipaddress
 import json
 import os
-import shutil
 import socket
 import ssl
 import subprocess
@@ -30,7 +28,9 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-SOURCES = Path(__file__).resolve().parents[3] / "lab" / "vcenter"
+from lab import simulator
+from lab.instance import here
+
 USER, PASSWORD = "backup@vsphere.local", "Kx7!korrekt pferd"
 DISKS = {"pgtest1-boot.raw": 1 << 20, "pgtest1-data.raw": 48 << 20, "pgtest1-odd.raw": (1 << 20) + 1536}
 WRITTEN = {"pgtest1-data.raw": [0, 65536 * 3, (48 << 20) - 65536]}  # 64 KiB of data at each of these offsets
@@ -159,23 +159,9 @@ def authority(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def lab_vcenter_program(pytestconfig):
-    """Build lab/vcenter, once for its content."""
-    if not shutil.which("go"):
-        pytest.skip("go is not installed, so lab/vcenter cannot be built")
-    digest = hashlib.sha256()
-    for source in sorted(SOURCES.rglob("*")):
-        if source.suffix in (".go", ".mod", ".sum"):
-            digest.update(source.read_bytes())
-    program = pytestconfig.cache.mkdir("lab-vcenter") / digest.hexdigest()[:16]
-    if not program.exists():
-        scratch = program.with_suffix(f".{os.getpid()}")
-        built = subprocess.run(
-            ["go", "build", "-o", scratch, "."], cwd=SOURCES, capture_output=True, text=True, check=False
-        )
-        assert built.returncode == 0, built.stderr
-        scratch.rename(program)
-    return program
+def lab_vcenter_program():
+    """Build lab/vcenter as the lab does, with a Go of its own where the host has none."""
+    return simulator.binary(here()) / "lab-vcenter"
 
 
 @pytest.fixture(scope="session")

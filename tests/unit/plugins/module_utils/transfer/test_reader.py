@@ -16,7 +16,7 @@ SOURCE = HttpsSource("https://vc/folder/a.vmdk?dcPath=DC0", "/run/x/cookie", Non
 
 
 def test_nbdkit_reads_only_and_listens_on_its_socket_only():
-    words = command(SOURCE, Path("/run/x/s.sock"))
+    words = command(SOURCE, Path("/run/x/s.sock"), Path("/run/x/s.pid"))
     assert "--readonly" in words
     assert words[words.index("--unix") + 1] == "/run/x/s.sock"
     assert not {"--port", "-p", "--ipaddr"} & set(words)
@@ -31,13 +31,13 @@ def test_nbdkit_reads_only_and_listens_on_its_socket_only():
     ],
 )
 def test_whom_nbdkit_trusts(source, there, absent):
-    words = command(source, Path("s"))
+    words = command(source, Path("s"), Path("p"))
     assert set(there) <= set(words)
     assert not [word for word in words if word.startswith(tuple(absent or ["\0"]))]
 
 
 def test_the_cookie_stands_in_a_file_and_not_in_the_command():
-    assert "cookie=+/run/x/cookie" in command(SOURCE, Path("s"))
+    assert "cookie=+/run/x/cookie" in command(SOURCE, Path("s"), Path("p"))
 
 
 def test_a_file_of_the_datastore_can_be_read_and_nothing_is_left(datastore, tmp_path):

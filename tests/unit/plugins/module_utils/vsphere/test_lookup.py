@@ -45,7 +45,7 @@ def folders(opened):
     """Return a function that moves a VM into a new folder, or gives it a name; all is undone at the end."""
     vim, undo = vcenter.vim, []
     root = opened.content.rootFolder
-    datacenter = next(each for each in root.childEntity if isinstance(each, vim.Datacenter))
+    [datacenter] = [each for each in root.childEntity if isinstance(each, vim.Datacenter)]
 
     def change(moref, name=None, folder=None):
         vm = opened.managed("VirtualMachine", moref)
