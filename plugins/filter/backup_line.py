@@ -46,9 +46,10 @@ def backup_line(result: Mapping[str, Any]) -> str:
     if not result:
         return "FAILED without an outcome; its own output above says why"
     left = f"; could not be cleaned up: {'; '.join(result['left'])}" if result["left"] else ""
+    deaths = "".join(f"; {death}" for death in result["deaths"])
     verdict = "FAILED" if left else "ok"
     if result["failure"]:
-        return f"FAILED at '{result['failure']['step']}': {result['failure']['msg']}{left}"
+        return f"FAILED at '{result['failure']['step']}': {result['failure']['msg']}{deaths}{left}"
     if not result["manifest"]:
         return f"{verdict}, nothing was done (check mode){left}"
     disks = result["manifest"]["disks"]
@@ -56,7 +57,9 @@ def backup_line(result: Mapping[str, Any]) -> str:
     unknown = sum(disk["allocated"] is None for disk in disks)
     all_read = f", {unknown} of them read whole for want of change tracking" if unknown else ""
     counted = ", ".join(f"{name} {size(count)}" for name, count in total.items())
-    return f"{verdict} full {result['manifest']['point']}, {len(disks)} disk(s){all_read}: {counted}{left}"
+    quiet = result["manifest"]["consistency"]["quiesce_achieved"]
+    consistency = "" if quiet else ", guest not brought to rest"
+    return f"{verdict} full {result['manifest']['point']}, {len(disks)} disk(s){all_read}: {counted}{consistency}{left}"
 
 
 class FilterModule:

@@ -13,3 +13,13 @@ class SendenseError(Exception):
 
 class Refused(SendenseError):
     """The wish is not granted, because granting it would lose data or touch what is not ours."""
+
+
+FAILURES = (SendenseError, OSError)  # what a module's main turns into its message
+
+
+def sentence(why: Exception) -> str:
+    """Return a failure as the operator reads it: our own sentence, or what the system said and of which file."""
+    if isinstance(why, OSError) and why.strerror:
+        return f"{why.strerror}: {why.filename}" if why.filename else why.strerror
+    return str(why)

@@ -6,13 +6,14 @@
 
 from __future__ import annotations
 
-import os
+import pwd
 import re
-import shutil
 import unicodedata
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
+from ansible_collections.sendense.backup.plugins.module_utils import files
 from ansible_collections.sendense.backup.plugins.module_utils.errors import Refused
 
 RUN = Path("/run/sendense")
@@ -63,25 +64,28 @@ def make_folder(job: str) -> Path:
 
 def own(path: Path) -> None:
     """Give *path* to the service user, so that units which run as it can use it; a no-op where there is no such user."""
+    if owner := _service_user():
+        files.give(path, owner)
+
+
+def _service_user() -> files.Owner | None:
     try:
-        shutil.chown(path, USER, USER)
-    except LookupError:
-        return
+        user = pwd.getpwnam(USER)
+    except KeyError:
+        return None
+    return user.pw_uid, user.pw_gid
 
 
-def write_private(path: Path, content: str) -> None:
+def write_private(path: Path, content: str | bytes) -> None:
     """Write *content* to *path*, 0600 and owned by the service user, whole or not at all."""
-    scratch = path.with_name(f".{path.name}.new")
-    descriptor = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        file.write(content)
-    own(scratch)
-    scratch.replace(path)
+    data = content.encode() if isinstance(content, str) else content
+    files.write(path, data, mode=0o600, owner=_service_user())
 
 
 def leave_folder(job: str) -> None:
     """Remove the job's folder once nothing is left in it; the last one to leave does so."""
-    try:
-        folder(job).rmdir()
-    except OSError:
-        return
+    path = folder(job)
+    for scratch in path.glob(".*.new"):  # of a writer that was killed
+        scratch.unlink(missing_ok=True)
+    with suppress(OSError):
+        path.rmdir()

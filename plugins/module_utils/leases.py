@@ -4,9 +4,9 @@
 
 """Leases: what only one job at a time may use on a host (the lock of a VM, NBD ports), kept as small files in /run.
 
-A lease names its job, the controller that runs it and when it expires. It is dead when it has expired *and* no unit of
-the job runs on this host, or when the caller has proof that its controller is gone. A reboot ends units and leases
-alike, because both live in /run.
+A lease names its job, the controller that runs it and when it expires. It is dead when it has expired *and* nothing of
+the job is at work on this host, or when the caller has proof that its controller is gone. A reboot ends units and
+leases alike, because both live in /run.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -38,11 +38,6 @@ class Lease:
     controller: str  # see plugins/action: who can be asked whether the run lives
     expires: float  # seconds since the epoch
 
-    @property
-    def dead(self) -> bool:
-        """Whether its owner is proven dead by what this host knows."""
-        return self.expires < time.time() and not units.any_running(self.job)
-
 
 class Leases:
     """The leases of this host."""
@@ -62,13 +57,45 @@ class Leases:
         found = (self.held(path.name) for path in sorted(self._folder.glob("[a-z]*")))
         return [lease for lease in found if lease and lease.job == job]
 
+    def dead(self, lease: Lease) -> bool:
+        """Whether the owner of *lease* is proven dead by what this host knows: expired, and nothing of it is at work."""
+        return lease.expires < time.time() and not self.at_work(lease.job)
+
+    def at_work(self, job: str) -> bool:
+        """Whether a unit of *job* does something on this host.
+
+        An export never ends by itself, so it counts only while somebody is connected to it.
+        """
+        exports = units.names(job, "export")
+        if any(units.read(name).running for name in units.names(job) if name not in exports):
+            return True
+        ports = {int(lease.thing.removeprefix("port-")) for lease in self.of(job) if lease.thing.startswith("port-")}
+        return bool(exports) and bool(ports & _connected_ports())
+
+    def taken(self, thing: str, job: str, controller: str) -> Lease | None:
+        """Return the lease of another run, alive as far as one knows, that keeps *job* of *controller* from *thing*.
+
+        Two runs that start in the same second have the same job id; their controllers differ.
+        """
+        holder = self.held(thing)
+        if not holder or (holder.job == job and controller in ("", holder.controller)) or self.dead(holder):
+            return None
+        return holder
+
     def take(self, thing: str, job: str, controller: str = "") -> Lease:
-        """Take *thing* for *job*, or renew it. Raises Refused while another job holds it and is not proven dead."""
+        """Take *thing* for *job*, or renew it. Raises Refused while another run holds it and is not proven dead."""
+        with self._locked():
+            if holder := self.taken(thing, job, controller):
+                raise Refused(f"{thing} is held by job {holder.job}, which is not proven dead; wait for its end")
+            return self._write(thing, job, controller)
+
+    def while_held(self, thing: str, job: str, act: Callable[[], None]) -> None:
+        """Do *act*, which must be short, while *job* surely holds *thing*. Raises Refused when it holds it no more."""
         with self._locked():
             holder = self.held(thing)
-            if holder and holder.job != job and not holder.dead:
-                raise Refused(f"{thing} is held by job {holder.job}, which is not proven dead; wait for it, or end it")
-            return self._write(thing, job, controller)
+            if not holder or holder.job != job:
+                raise Refused(f"job {job} holds {thing} no more: another run took it for dead, and takes its work away")
+            act()
 
     def take_ports(self, job: str, wished: Iterable[int | None]) -> list[int]:
         """Take one port for each of *wished* (None: any free one of PORTS), all or none, and return them in that order."""
@@ -88,7 +115,7 @@ class Leases:
 
     def _is_free(self, port: int, job: str, wished: bool) -> bool:
         holder = self.held(f"port-{port}")
-        if holder and holder.job != job and not holder.dead:
+        if holder and holder.job != job and not self.dead(holder):
             return False
         return wished or not _listening(port)  # a wished port is tried, so that qemu-nbd itself says why it cannot
 
@@ -116,12 +143,17 @@ class Leases:
             over.set()
             renewer.join()
 
-    def release(self, job: str, kind: str = "") -> bool:
-        """Release the leases of *job* whose things begin with *kind*; return whether there was one."""
+    def release(self, job: str, kind: str = "", *, act: Callable[[], None] | None = None) -> bool:
+        """Release the leases of *job* whose things begin with *kind*; return whether there was one.
+
+        With *act*, which must be short, both happen in one step as others see it.
+        """
         with self._locked():
             mine = [lease for lease in self.of(job) if lease.thing.startswith(kind)]
             for lease in mine:
                 (self._folder / lease.thing).unlink()
+            if act:
+                act()
         return bool(mine)
 
     def _write(self, thing: str, job: str, controller: str) -> Lease:
@@ -135,6 +167,12 @@ class Leases:
         with (self._folder / ".lock").open("w", encoding="utf-8") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
+
+
+def _connected_ports() -> set[int]:
+    """Return the ports of this host to which somebody has an established connection over IPv4 (proc_net_tcp(5))."""
+    rows = (line.split() for line in Path("/proc/net/tcp").read_text(encoding="ascii").splitlines()[1:])
+    return {int(row[1].rpartition(":")[2], 16) for row in rows if row[3] == "01"}
 
 
 def _listening(port: int) -> bool:

@@ -37,8 +37,8 @@ class Unit:
 
     @property
     def running(self) -> bool:
-        """Whether its program is there, or about to be."""
-        return self.active in ("active", "activating", "reloading")
+        """Whether its program is there, about to be, or not gone yet."""
+        return self.active in ("active", "activating", "reloading", "deactivating")
 
     @property
     def death(self) -> str:
@@ -46,10 +46,17 @@ class Unit:
         if self.running or self.result == "success":
             return ""
         if self.code in _CLD_KILLED:
-            return f"killed by {signal.Signals(int(self.status)).name}"
+            return f"killed by {_signal(int(self.status))}"
         if self.result == "timeout":
             return "did not stop in time and was killed"
         return f"ended with exit code {self.status}"
+
+
+def _signal(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # a realtime signal has no name
+        return f"signal {number}"
 
 
 def start(name: str, command: Sequence[str], *properties: str) -> None:

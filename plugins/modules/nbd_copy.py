@@ -123,7 +123,7 @@ tools:
 
 from ansible.module_utils.basic import AnsibleModule, missing_required_lib
 from ansible_collections.sendense.backup.plugins.module_utils import jobs
-from ansible_collections.sendense.backup.plugins.module_utils.errors import SendenseError
+from ansible_collections.sendense.backup.plugins.module_utils.errors import FAILURES, sentence
 from ansible_collections.sendense.backup.plugins.module_utils.transfer import copy_unit
 from ansible_collections.sendense.backup.plugins.module_utils.transfer.reader import HttpsSource
 from ansible_collections.sendense.backup.plugins.module_utils.transfer.run import Disk
@@ -208,8 +208,8 @@ def main() -> None:
     try:
         jobs.point_id(module.params["job"])
         module.exit_json(**(present if module.params["state"] == "present" else absent)(module))
-    except SendenseError as why:
-        module.fail_json(msg=str(why))
+    except FAILURES as why:
+        module.fail_json(msg=sentence(why))
 
 
 if __name__ == "__main__":

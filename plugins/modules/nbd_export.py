@@ -96,7 +96,7 @@ from dataclasses import asdict
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.sendense.backup.plugins.module_utils import jobs
-from ansible_collections.sendense.backup.plugins.module_utils.errors import Refused, SendenseError
+from ansible_collections.sendense.backup.plugins.module_utils.errors import FAILURES, Refused, sentence
 from ansible_collections.sendense.backup.plugins.module_utils.leases import Leases
 from ansible_collections.sendense.backup.plugins.module_utils.transfer import export
 
@@ -114,7 +114,9 @@ def present(module: AnsibleModule) -> dict:
     if module.check_mode:
         predicted = [{"key": each.key, "name": each.name, "size": each.size, "port": each.port} for each in wished]
         return {"changed": True, "exports": predicted}
-    served = export.start(job, wished, module.params["connections"], Leases())
+    leases = Leases()
+    with leases.renewed(job):
+        served = export.start(job, wished, module.params["connections"], leases)
     return {"changed": True, "exports": [asdict(each) for each in served]}
 
 
@@ -123,7 +125,9 @@ def absent(module: AnsibleModule) -> dict:
     job = module.params["job"]
     if module.check_mode:
         return {"changed": bool(export.known(job)), "ended": []}
-    ended = export.stop(job, Leases())
+    leases = Leases()
+    with leases.renewed(job):  # the last flush of a large image may take its time
+        ended = export.stop(job, leases)
     if dead := [each for each in ended if each.death]:
         told = "; ".join(f"{each.unit} {each.death}" + (f" ({each.words})" if each.words else "") for each in dead)
         module.fail_json(
@@ -155,8 +159,8 @@ def main() -> None:
     try:
         jobs.point_id(module.params["job"])
         module.exit_json(**(present if module.params["state"] == "present" else absent)(module))
-    except SendenseError as why:
-        module.fail_json(msg=str(why))
+    except FAILURES as why:
+        module.fail_json(msg=sentence(why))
 
 
 if __name__ == "__main__":

@@ -66,7 +66,7 @@ from dataclasses import asdict
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.sendense.backup.plugins.module_utils import units
-from ansible_collections.sendense.backup.plugins.module_utils.errors import SendenseError
+from ansible_collections.sendense.backup.plugins.module_utils.errors import FAILURES, sentence
 from ansible_collections.sendense.backup.plugins.module_utils.nbd_client import handshake
 from ansible_collections.sendense.backup.plugins.module_utils.transfer import export
 
@@ -85,8 +85,8 @@ def main() -> None:
     try:
         handshakes = [{"uri": uri, **asdict(handshake(uri, params["timeout"]))} for uri in params["uris"]]
         known = [units.read(name) for name in export.known(params["job"])] if params["job"] else []
-    except SendenseError as why:
-        module.fail_json(msg=str(why))
+    except FAILURES as why:
+        module.fail_json(msg=sentence(why))
     exports = [{"unit": unit.name, "running": unit.running, "death": unit.death} for unit in known]
     module.exit_json(changed=False, handshakes=handshakes, exports=exports)
 

@@ -60,7 +60,7 @@ from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.sendense.backup.plugins.module_utils.commands import run
-from ansible_collections.sendense.backup.plugins.module_utils.errors import SendenseError
+from ansible_collections.sendense.backup.plugins.module_utils.errors import FAILURES, sentence
 from ansible_collections.sendense.backup.plugins.module_utils.repository.image import CLUSTER, Image, plan, read
 
 
@@ -89,8 +89,8 @@ def main() -> None:
         if not module.check_mode:
             for command in commands:
                 run(command)
-    except SendenseError as why:
-        module.fail_json(msg=str(why))
+    except FAILURES as why:
+        module.fail_json(msg=sentence(why))
     before, after = (asdict(image) if image else {} for image in (current, wish))
     module.exit_json(changed=bool(commands), image=after, diff={"before": before, "after": after})
 

@@ -54,6 +54,10 @@ options:
     description: What else goes into the manifest, for example C(transport) and C(tools).
     type: dict
     default: {}
+  keep_lock:
+    description: With O(state=absent), keep the VM's lock, so that a later run finds the job and takes away what could not be now.
+    type: bool
+    default: false
   controller:
     description: Who runs the job, so that a later run can see whether it is gone. The controller fills it in by itself.
     type: str
@@ -100,7 +104,7 @@ from datetime import UTC, datetime
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.sendense.backup.plugins.module_utils import commands, jobs
-from ansible_collections.sendense.backup.plugins.module_utils.errors import SendenseError
+from ansible_collections.sendense.backup.plugins.module_utils.errors import FAILURES, SendenseError, sentence
 from ansible_collections.sendense.backup.plugins.module_utils.leases import Leases
 from ansible_collections.sendense.backup.plugins.module_utils.repository import manifest, store
 
@@ -110,14 +114,13 @@ def partial(module: AnsibleModule, repository: store.Repository) -> dict:
     params, job, uuid = module.params, module.params["job"], module.params["vm"]["instance_uuid"]
     disks = {disk["key"]: disk["capacity"] for disk in sorted(params["vm"]["disks"], key=lambda disk: disk["key"])}
     folder, leases = repository.partial_folder(uuid, job), Leases()
-    changed = store.plan_partial(repository, uuid, job, disks, leases)
+    changed = store.plan_partial(repository, uuid, job, disks, leases, controller=params["controller"])
     if changed and not module.check_mode:
         leases.take(store.lock_name(uuid), job, params["controller"])
         try:
             store.make_partial(repository, uuid, job, disks)
         except SendenseError:
-            store.remove_partial(repository, uuid, job)
-            leases.release(job)
+            store.remove_partial(repository, uuid, job, leases)
             raise
     images = [
         {"key": key, "image": str(folder / manifest.image_file(key)), "name": jobs.export_name(job, rank), "size": size}
@@ -143,7 +146,7 @@ def published(module: AnsibleModule, repository: store.Repository) -> dict:
     began, leases = time.monotonic(), Leases()
     run = manifest.Run(job, params["vm"], params["snapshot"], params["after"], params["copies"], facts)
     with leases.renewed(job):  # no unit of the job runs any more that would show it alive
-        store.publish(repository, run)
+        store.publish(repository, run, leases)
     leases.release(job)
     return {
         "changed": True,
@@ -157,10 +160,9 @@ def absent(module: AnsibleModule, repository: store.Repository) -> dict:
     """Remove what the job left unpublished."""
     job, uuid, leases = module.params["job"], module.params["vm"]["instance_uuid"], Leases()
     folder = repository.partial_folder(uuid, job)
-    changed = folder.exists() or bool(leases.of(job))
-    if changed and not module.check_mode:
-        store.remove_partial(repository, uuid, job)
-        leases.release(job)
+    if module.check_mode:
+        return {"changed": folder.exists() or bool(leases.of(job)), "path": str(folder)}
+    changed = store.remove_partial(repository, uuid, job, leases, keep_lock=module.params["keep_lock"])
     return {"changed": changed, "path": str(folder)}
 
 
@@ -176,6 +178,7 @@ def main() -> None:
             "after": {"type": "dict"},
             "copies": {"type": "list", "elements": "dict"},
             "facts": {"type": "dict", "default": {}},
+            "keep_lock": {"type": "bool", "default": False},
             "controller": {"type": "str", "default": ""},
         },
         required_if=[("state", "published", ["snapshot", "after", "copies"])],
@@ -184,9 +187,11 @@ def main() -> None:
     act = {"partial": partial, "published": published, "absent": absent}[module.params["state"]]
     try:
         jobs.point_id(module.params["job"])
+        if not module.params["vm"].get("instance_uuid"):
+            raise SendenseError("option vm has no instance_uuid; give what sendense.backup.vm_info returned as vm")
         module.exit_json(**act(module, store.open_repository(module.params["repository"])))
-    except SendenseError as why:
-        module.fail_json(msg=str(why))
+    except FAILURES as why:
+        module.fail_json(msg=sentence(why))
 
 
 if __name__ == "__main__":

@@ -53,7 +53,7 @@ unfinished:
 """
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.sendense.backup.plugins.module_utils.errors import SendenseError
+from ansible_collections.sendense.backup.plugins.module_utils.errors import FAILURES, sentence
 from ansible_collections.sendense.backup.plugins.module_utils.leases import Leases
 from ansible_collections.sendense.backup.plugins.module_utils.repository import store
 
@@ -69,8 +69,8 @@ def main() -> None:
         vms = [module.params["vm"]] if module.params["vm"] else repository.vms()
         points = [point for vm in vms for point in repository.points(vm)]
         unfinished = [job for vm in vms for job in store.unfinished(repository, vm, Leases())]
-    except SendenseError as why:
-        module.fail_json(msg=str(why))
+    except FAILURES as why:
+        module.fail_json(msg=sentence(why))
     module.exit_json(changed=False, points=points, unfinished=unfinished)
 
 

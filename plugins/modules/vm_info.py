@@ -168,7 +168,7 @@ refusals:
 
 from ansible.module_utils.basic import AnsibleModule, missing_required_lib
 from ansible_collections.sendense.backup.plugins.module_utils import jobs
-from ansible_collections.sendense.backup.plugins.module_utils.errors import SendenseError
+from ansible_collections.sendense.backup.plugins.module_utils.errors import FAILURES, sentence
 from ansible_collections.sendense.backup.plugins.module_utils.vsphere.lookup import describe, find
 from ansible_collections.sendense.backup.plugins.module_utils.vsphere.refusals import refusals
 from ansible_collections.sendense.backup.plugins.module_utils.vsphere.session import (
@@ -201,8 +201,8 @@ def main() -> None:
     try:
         with session(VCenter.of(module.params)) as vcenter:
             vm = describe(vcenter, find(vcenter, **{way: module.params[way] for way in WAYS}))
-    except SendenseError as why:
-        module.fail_json(msg=str(why))
+    except FAILURES as why:
+        module.fail_json(msg=sentence(why))
     job = jobs.job_id(vm["name"], vm["instance_uuid"])
     module.exit_json(changed=False, vm=vm, job=job, refusals=refusals(vm, module.params["transport"]))
 

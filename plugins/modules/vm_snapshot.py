@@ -107,7 +107,7 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule, missing_required_lib
 from ansible_collections.sendense.backup.plugins.module_utils import jobs
-from ansible_collections.sendense.backup.plugins.module_utils.errors import SendenseError
+from ansible_collections.sendense.backup.plugins.module_utils.errors import FAILURES, SendenseError, sentence
 from ansible_collections.sendense.backup.plugins.module_utils.vsphere import snapshot
 from ansible_collections.sendense.backup.plugins.module_utils.vsphere.lookup import describe, exists
 from ansible_collections.sendense.backup.plugins.module_utils.vsphere.session import (
@@ -196,8 +196,8 @@ def main() -> None:
             result = predicted(vcenter, job, vm, state, quiesce)
         else:
             result = present(vcenter, job, vm, quiesce) if state == "present" else absent(vcenter, job, vm)
-    except SendenseError as why:
-        module.fail_json(msg=str(why))
+    except FAILURES as why:
+        module.fail_json(msg=sentence(why))
     module.exit_json(**result)
 
 

@@ -22,7 +22,8 @@ def is_gone(identity: str) -> bool:
     parts = identity.split("/")
     if len(parts) != 4 or parts[:2] != _namespace() or not parts[2].isdigit():
         return False
-    return _start_time(int(parts[2])) != parts[3]
+    started = _start_time(int(parts[2]))
+    return not _exists(int(parts[2])) if started is None else started != parts[3]
 
 
 def _namespace() -> list[str]:
@@ -37,6 +38,17 @@ def _start_time(pid: int) -> str | None:
     except (FileNotFoundError, ProcessLookupError):
         return None
     return stat.rpartition(")")[2].split()[19]
+
+
+def _exists(pid: int) -> bool:
+    """Whether there is such a process, also one of another user that /proc hides from us (hidepid)."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def parent() -> str:

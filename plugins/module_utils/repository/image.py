@@ -35,6 +35,8 @@ def read(path: Path) -> Image | None:
         info = json.loads(run(["qemu-img", "info", "--output=json", "-f", "qcow2", "--force-share", str(path)]))
     except CommandFailed as failed:
         raise SendenseError(f"{path} is no QCOW2 image: {failed}") from None
+    if "data-file" in info.get("format-specific", {}).get("data", {}):
+        raise SendenseError(f"{path} keeps its data in another file; no image of ours does, so it is not read")
     return Image(info["virtual-size"], info.get("backing-filename"), info["cluster-size"])
 
 

@@ -49,6 +49,7 @@ def build(run: Run, files: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     frozen = {disk["key"]: disk for disk in run.snapshot["disks"]}
     copied = {disk["key"]: disk for disk in run.copies}
     return {
+        **run.facts,
         "format": FORMAT,
         "job": run.job,
         "point": jobs.point_id(run.job),
@@ -56,10 +57,9 @@ def build(run: Run, files: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
         "parent": None,
         "vm": {key: value for key, value in run.vm.items() if key not in ("disks", "datastores", "snapshots", "host")},
         "host": {"before": run.vm["host"], "after": run.after["host"]},
-        "consistency": {key: run.snapshot[key] for key in ("quiesce_requested", "quiesce_achieved")},
+        "consistency": {key: run.snapshot[key] for key in ("quiesce_requested", "quiesce_achieved", "quiesce_reason")},
         "disks": [_disk(disk, frozen[disk["key"]], copied[disk["key"]], files) for disk in run.vm["disks"]],
         "files": dict(files),
-        **run.facts,
     }
 
 

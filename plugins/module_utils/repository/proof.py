@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -29,6 +30,7 @@ from ansible_collections.sendense.backup.plugins.module_utils.nbd_client import 
 )
 
 _READY_WITHIN = 10.0  # seconds
+_DIES_WITH_US = ["setpriv", "--pdeathsig=TERM", "--"]  # util-linux; else a killed task would leave a qemu-nbd for ever
 
 
 def compare(path: Path, capacity: int, delivered: Tree, keep: Path) -> None:
@@ -65,6 +67,7 @@ def _served(path: Path) -> Iterator[str]:
     with tempfile.TemporaryDirectory(prefix="sendense-proof-") as folder:
         socket = Path(folder) / "sock"
         command = [
+            *_DIES_WITH_US,
             "qemu-nbd",
             "--format=qcow2",
             "--read-only",
@@ -80,6 +83,11 @@ def _served(path: Path) -> Iterator[str]:
                 yield uri
             finally:
                 server.terminate()
+
+
+def can_prove(path: Path) -> None:
+    """Raise OSError when the file system of *path* does not offer the direct I/O by which an image is read again."""
+    os.close(os.open(path, os.O_RDONLY | os.O_DIRECT))
 
 
 def _complaint(server: subprocess.Popen[str], path: Path) -> str:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import re
 import shutil
 from collections.abc import Mapping
@@ -20,9 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ansible_collections.sendense.backup.plugins.module_utils import commands, jobs, units
+from ansible_collections.sendense.backup.plugins.module_utils import commands, files, jobs
 from ansible_collections.sendense.backup.plugins.module_utils.digests import Tree
-from ansible_collections.sendense.backup.plugins.module_utils.errors import Refused, SendenseError
+from ansible_collections.sendense.backup.plugins.module_utils.errors import Refused, SendenseError, sentence
 from ansible_collections.sendense.backup.plugins.module_utils.leases import Leases
 from ansible_collections.sendense.backup.plugins.module_utils.repository import image, manifest, proof
 
@@ -91,11 +90,11 @@ def unfinished(repository: Repository, instance_uuid: str, leases: Leases) -> li
     """Return the jobs that hold the VM's lock or left a partial point: job, controller, and whether it is proven dead."""
     folder = repository.vm_folder(instance_uuid)
     held = leases.held(lock_name(instance_uuid))
-    found = {held.job: {"job": held.job, "controller": held.controller, "dead": held.dead}} if held else {}
-    for path in sorted(folder.glob("*.partial")):
+    found = {held.job: {"job": held.job, "controller": held.controller, "dead": leases.dead(held)}} if held else {}
+    for path in sorted([*folder.glob("*.partial"), *folder.glob("*.gone")]):
         # a job takes the lock before it makes its folder, so one without a lock lost it in a reboot, with its units
         if (job := _owner(path)) and job not in found:
-            found[job] = {"job": job, "controller": "", "dead": not units.any_running(job)}
+            found[job] = {"job": job, "controller": "", "dead": not leases.at_work(job)}
     return list(found.values())
 
 
@@ -113,7 +112,13 @@ def lock_name(instance_uuid: str) -> str:
 
 
 def plan_partial(
-    repository: Repository, instance_uuid: str, job: str, disks: Mapping[int, int], leases: Leases
+    repository: Repository,
+    instance_uuid: str,
+    job: str,
+    disks: Mapping[int, int],
+    leases: Leases,
+    *,
+    controller: str = "",
 ) -> bool:
     """Return whether anything of the job's partial point is missing, its lock included.
 
@@ -121,12 +126,11 @@ def plan_partial(
     """
     if repository.point_folder(instance_uuid, job).exists():
         raise Refused(f"the restore point of job {job} is published already; it is never written to again")
-    holder = leases.held(lock_name(instance_uuid))
-    if holder and holder.job != job and not holder.dead:
+    if holder := leases.taken(lock_name(instance_uuid), job, controller):
         raise Refused(f"VM {instance_uuid} is being backed up by job {holder.job}; a second run for it has to wait")
     folder = repository.partial_folder(instance_uuid, job)
     there = all(image.read(folder / manifest.image_file(key)) == image.Image(size) for key, size in disks.items())
-    return not (holder and holder.job == job and there)
+    return not (there and leases.held(lock_name(instance_uuid)))
 
 
 def make_partial(repository: Repository, instance_uuid: str, job: str, disks: Mapping[int, int]) -> dict[int, Path]:
@@ -139,32 +143,31 @@ def make_partial(repository: Repository, instance_uuid: str, job: str, disks: Ma
         raise Refused(
             f"the restore point {folder.stem} of VM {instance_uuid} is published already; it is never written to again"
         )
+    images = {}
     try:
         _make_folder(repository.path, folder)
         _write(repository.path, folder / _JOB_FILE, {"job": job})
+        for key, size in disks.items():
+            path = folder / manifest.image_file(key)
+            for command in image.plan(path, image.read(path), image.Image(size)):
+                commands.run(command)
+            files.give(path, _owner_of(repository.path))
+            images[key] = path
+            proof.can_prove(path)
     except OSError as why:
-        raise SendenseError(
-            f"the repository {repository.path} cannot be written to: {why.strerror} ({why.filename})"
-        ) from None
-    images = {}
-    for key, size in disks.items():
-        path = folder / manifest.image_file(key)
-        for command in image.plan(path, image.read(path), image.Image(size)):
-            commands.run(command)
-        _inherit(repository.path, path)
-        images[key] = path
+        raise SendenseError(f"the repository {repository.path} cannot be written to: {sentence(why)}") from None
     return images
 
 
-def publish(repository: Repository, run: manifest.Run) -> Path:
+def publish(repository: Repository, run: manifest.Run, leases: Leases) -> Path:
     """Prove every image of the job's partial point, write the manifest, make it all durable and rename it into being.
 
-    Raises SendenseError naming the disk whose image does not hold what the source delivered.
+    Raises SendenseError naming the disk whose image does not hold what the source delivered, and Refused when the job
+    has lost the VM's lock meanwhile: then somebody takes its work away.
     """
-    vm = run.vm
+    vm, uuid = run.vm, run.vm["instance_uuid"]
     manifest.check_unmoved(run)
-    folder = repository.partial_folder(vm["instance_uuid"], run.job)
-    point = repository.point_folder(vm["instance_uuid"], run.job)
+    folder, point = repository.partial_folder(uuid, run.job), repository.point_folder(uuid, run.job)
     if point.exists():
         raise Refused(f"the restore point of job {run.job} is published already; it is never written to again")
     if not folder.is_dir():
@@ -172,20 +175,36 @@ def publish(repository: Repository, run: manifest.Run) -> Path:
     copied = {disk["key"] for disk in run.copies}
     if absent := [str(disk["key"]) for disk in vm["disks"] if disk["key"] not in copied]:
         raise Refused(f"disk {', '.join(absent)} was not copied; a point without it would not be the VM")
+    _only_ours(folder, run.copies)
     for disk in run.copies:
         _prove(folder, disk)
-    files = {path.name: _file_facts(path) for path in sorted(folder.glob("disk-*"))}
-    _write(repository.path, folder / manifest.FILE, manifest.build(run, files))
+    facts = {path.name: _file_facts(path) for path in sorted(folder.glob("disk-*"))}
+    _write(repository.path, folder / manifest.FILE, manifest.build(run, facts))
     (folder / _JOB_FILE).unlink(missing_ok=True)
-    for path in folder.iterdir():
-        _inherit(repository.path, path)
-        _sync(path)
-    _sync(folder)
-    folder.rename(point)
-    _sync(point.parent)
+    for path in _only_ours(folder, run.copies):
+        files.give(path, _owner_of(repository.path))
+        files.sync(path)
+    files.sync(folder)
     seen = {name: vm[name] for name in ("name", "vcenter", "inventory_path", "config")}
     _write(repository.path, point.parent / "vm.json", seen)
+
+    def become() -> None:
+        folder.rename(point)
+        files.sync(point.parent)
+
+    leases.while_held(lock_name(uuid), run.job, become)
     return point
+
+
+def _only_ours(folder: Path, copies: list[dict[str, Any]]) -> list[Path]:
+    """Return what lies in a partial point. Raises Refused for anything but plain files of the names that a job makes."""
+    ours = {manifest.FILE, _JOB_FILE}
+    for disk in copies:
+        ours |= {manifest.image_file(disk["key"]), manifest.digest_file(disk["key"])}
+    found = sorted(folder.iterdir())
+    if foreign := [path.name for path in found if path.name not in ours or path.is_symlink() or not path.is_file()]:
+        raise Refused(f"{folder} holds {', '.join(foreign)}, which this job did not make; it is not published")
+    return found
 
 
 def _prove(folder: Path, disk: Mapping[str, Any]) -> None:
@@ -206,16 +225,30 @@ def _file_facts(path: Path) -> dict[str, Any]:
     return {"size": path.stat().st_size, "sha256": proof.file_sha256(path)}
 
 
-def remove_partial(repository: Repository, instance_uuid: str, job: str) -> bool:
-    """Remove what *job* left of an unpublished point; return whether there was something. Published points stay."""
+def remove_partial(
+    repository: Repository, instance_uuid: str, job: str, leases: Leases, *, keep_lock: bool = False
+) -> bool:
+    """Remove what *job* left of an unpublished point and release its leases; return whether there was something.
+
+    It is renamed in the same step in which the lock goes: the job, should it live, publishes before that step or never.
+    Published points stay. With *keep_lock* the VM's lock stays, so that a later run finds the job.
+    """
     folder = repository.partial_folder(instance_uuid, job)
-    if not folder.exists():
-        return False
-    shutil.rmtree(folder)
-    parent = folder.parent
-    if not any(parent.iterdir()):
-        parent.rmdir()  # the VM's first job failed
-    return True
+    gone = folder.with_suffix(".gone")
+    there = folder.exists() or gone.exists()
+
+    def part() -> None:
+        if gone.exists():
+            shutil.rmtree(gone)  # what is left of an earlier removal that was interrupted
+        if folder.exists():
+            folder.rename(gone)
+
+    held = leases.release(job, "port-" if keep_lock else "", act=part)
+    if gone.exists():
+        shutil.rmtree(gone)
+    with contextlib.suppress(OSError):
+        folder.parent.rmdir()  # the VM's first job failed; it stays as soon as there is anything else
+    return there or held
 
 
 def _make_folder(root: Path, path: Path) -> None:
@@ -223,31 +256,16 @@ def _make_folder(root: Path, path: Path) -> None:
     missing = [each for each in (path, *path.parents) if not each.exists()]
     for each in reversed(missing):
         each.mkdir(mode=0o750)
-        _inherit(root, each)
+        files.give(each, _owner_of(root))
 
 
-def _inherit(root: Path, path: Path) -> None:
-    owner = root.stat()
-    os.chown(path, owner.st_uid, owner.st_gid)
+def _owner_of(root: Path) -> files.Owner:
+    """Return the owner of the repository, to whom all in it belongs."""
+    found = root.stat()
+    return found.st_uid, found.st_gid
 
 
 def _write(root: Path, path: Path, content: Mapping[str, Any]) -> None:
-    """Write JSON to *path*, whole or not at all."""
-    scratch = path.with_name(f".{path.name}.new")
-    with scratch.open("w", encoding="utf-8") as file:
-        json.dump(content, file, indent=2, ensure_ascii=False, sort_keys=True)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    scratch.chmod(0o640)
-    _inherit(root, scratch)
-    scratch.replace(path)
-    _sync(path.parent)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    """Write JSON to *path*, whole or not at all, on stable storage."""
+    text = json.dumps(content, indent=2, ensure_ascii=False, sort_keys=True) + "\n"
+    files.write(path, text.encode(), mode=0o640, owner=_owner_of(root), durable=True)

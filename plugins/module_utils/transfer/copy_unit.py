@@ -86,8 +86,7 @@ def _code(here: Path) -> Path:
     if not in_archive:
         return Path(__file__).parents[6]  # a checkout or an installed collection
     copied = here / "code.zip"
-    shutil.copyfile(f"{archive}.zip", copied)
-    jobs.own(copied)
+    jobs.write_private(copied, Path(f"{archive}.zip").read_bytes())
     return copied
 
 

@@ -72,16 +72,29 @@ class Copy:
         todo = pieces(ranges, REQUEST)
         try:
             while self._fill(todo) or self._reading or self._writing:
-                self._wait()
-                if self._failed:
-                    raise SendenseError(self._whose_fault(self._failed[0]))
-                if self._stop():
-                    raise SendenseError("stopped, because another disk of this VM failed")
+                self._step()
                 while self._arrived:
                     self._pass_on(self._arrived.pop())
-            self._target.flush()
+            self._writing += 1
+            self._target.aio_flush(self._when_flushed)
+            while self._writing:
+                self._step()
         except libnbd.Error as error:
             raise SendenseError(self._whose_fault(error.string)) from None
+
+    def _step(self) -> None:
+        """Wait until something moved; raise SendenseError when that was a failure, here or at another disk."""
+        self._wait()
+        if self._failed:
+            raise SendenseError(self._whose_fault(self._failed[0]))
+        if self._stop():
+            raise SendenseError("stopped, because another disk of this VM failed")
+
+    def _when_flushed(self, error: Any) -> int:
+        self._writing -= 1
+        if error.value:
+            self._failed.append(f"the export failed to flush: {os.strerror(error.value)}")
+        return 1
 
     def _fill(self, todo: Iterator[Range]) -> bool:
         """Start reads while there are buffers; return whether one was started."""

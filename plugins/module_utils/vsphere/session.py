@@ -42,7 +42,7 @@ CONNECT_TIMEOUT = 10.0  # seconds, TLS included
 READ_TIMEOUT = 120.0  # seconds without a byte of an answer; no call here takes long, tasks are polled
 PATIENCE = 300.0  # seconds that vCenter may be away while a task is awaited
 PAUSE = 2.0  # seconds between two looks at a task, at most
-CONNECTION_ERRORS = (OSError, HTTPException, ExpatError)
+CONNECTION_ERRORS = (OSError, HTTPException, ExpatError, UnicodeError)  # the last for a name that cannot be one
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "vcenter_hostname": {"type": "str"},
