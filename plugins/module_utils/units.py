@@ -19,7 +19,7 @@ from ansible_collections.sendense.backup.plugins.module_utils import jobs
 from ansible_collections.sendense.backup.plugins.module_utils.commands import CommandFailed, last_words, run
 from ansible_collections.sendense.backup.plugins.module_utils.errors import SendenseError
 
-_SHOWN = ("ActiveState", "SubState", "Result", "ExecMainCode", "ExecMainStatus", "InvocationID", "MainPID")
+_SHOWN = ("ActiveState", "SubState", "Result", "ExecMainCode", "ExecMainStatus")
 _CLD_KILLED = ("2", "3")  # ExecMainCode: CLD_KILLED, CLD_DUMPED of wait(2)
 
 
@@ -32,8 +32,6 @@ class Unit:
     result: str  # success, exit-code, signal, timeout, …
     code: str
     status: str
-    invocation: str
-    pid: int
 
     @property
     def running(self) -> bool:
@@ -82,8 +80,6 @@ def read(name: str) -> Unit:
         result=value["Result"],
         code=value["ExecMainCode"],
         status=value["ExecMainStatus"],
-        invocation=value.get("InvocationID", ""),
-        pid=int(value.get("MainPID") or 0),
     )
 
 
@@ -118,9 +114,14 @@ def forget(name: str) -> None:
 
 
 def words(name: str) -> str:
-    """Return the last words of the unit's program, from the journal, as one line; empty when it said nothing."""
+    """Return the last words of the unit's program, from the journal, as one line; empty when it said nothing.
+
+    The journal knows the unit of every line, but not always the invocation of a program that ended at once; so what an
+    earlier run of the same name said is left out by its time.
+    """
     run(["journalctl", "--sync"])
-    invocation = read(name).invocation  # the name may have been used before
-    which = f"_SYSTEMD_INVOCATION_ID={invocation}" if invocation else f"_SYSTEMD_UNIT={name}.service"
-    said = run(["journalctl", "--quiet", "--no-pager", "--output=cat", "--lines=8", "_TRANSPORT=stdout", which])
+    began = run(["systemctl", "show", "--timestamp=us+utc", "--property=InactiveExitTimestamp", "--value", f"{name}.service"])
+    since = [f"--since={began.strip()}"] if began.strip() else []
+    said = run(["journalctl", "--quiet", "--no-pager", "--output=cat", "--lines=8", *since, "_TRANSPORT=stdout",
+                f"_SYSTEMD_UNIT={name}.service"])  # fmt: skip
     return last_words(said)

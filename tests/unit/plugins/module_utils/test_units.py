@@ -14,7 +14,7 @@ EXPORT = f"sendense-export-{JOB}-2000"
 
 
 def unit(active, result, code="1", status="0"):
-    return Unit("u", active, result, code, status, "", 0)
+    return Unit("u", active, result, code, status)
 
 
 @pytest.mark.parametrize(
