@@ -38,7 +38,7 @@ def test_how_a_unit_ended_in_words(found, death):
 
 def test_a_unit_is_read_as_systemd_shows_it(systemd):
     systemd(EXPORT, active="failed", result="signal", code="2", status="9")
-    assert units.read(EXPORT) == Unit(EXPORT, "failed", "signal", "2", "9", "5f3c", 0)
+    assert units.read(EXPORT) == Unit(EXPORT, "failed", "signal", "2", "9")
     assert not units.read("sendense-nobody").running
 
 
