@@ -9,13 +9,15 @@ from ansible_collections.sendense.backup.plugins.filter.backup_line import Filte
 
 MANIFEST = {
     "point": "20261123T140102Z",
+    "consistency": {"quiesce_requested": "prefer", "quiesce_achieved": True, "quiesce_reason": ""},
     "disks": [
         {"provisioned": 20 << 30, "read": 1 << 30, "written": 512 << 20, "stored": 513 << 20, "allocated": 1 << 30},
         {"provisioned": 1536, "read": 1536, "written": 1024, "stored": 200, "allocated": None},
     ],
 }
-OK = {"failure": None, "manifest": MANIFEST, "left": []}
-FAILED = {"failure": {"step": "The disks are copied", "msg": "disk 2000: no"}, "manifest": None, "left": []}
+OK = {"failure": None, "manifest": MANIFEST, "deaths": [], "left": []}
+FAILED = OK | {"failure": {"step": "The disks are copied", "msg": "disk 2000: no"}, "manifest": None}
+RESTLESS = {"quiesce_requested": "prefer", "quiesce_achieved": False, "quiesce_reason": "no VMware Tools"}
 
 
 @pytest.mark.parametrize(
@@ -39,11 +41,22 @@ FAILED = {"failure": {"step": "The disks are copied", "msg": "disk 2000: no"}, "
             "provisioned 3.0 TiB, read 1.0 GiB, written 512.0 MiB, stored 513.0 MiB",
             id="a large one in large units",
         ),
+        pytest.param(
+            OK | {"manifest": MANIFEST | {"disks": MANIFEST["disks"][:1], "consistency": RESTLESS}},
+            "ok full 20261123T140102Z, 1 disk(s): "
+            "provisioned 20.0 GiB, read 1.0 GiB, written 512.0 MiB, stored 513.0 MiB, guest not brought to rest",
+            id="a guest that was not brought to rest is told",
+        ),
         pytest.param(FAILED, "FAILED at 'The disks are copied': disk 2000: no", id="it failed"),
         pytest.param(
             FAILED | {"left": ["a snapshot", "a lease"]},
             "FAILED at 'The disks are copied': disk 2000: no; could not be cleaned up: a snapshot; a lease",
             id="and left something",
+        ),
+        pytest.param(
+            FAILED | {"deaths": ["an export was killed"], "left": ["a lease"]},
+            "FAILED at 'The disks are copied': disk 2000: no; an export was killed; could not be cleaned up: a lease",
+            id="an export that had died is told, and is not what was left",
         ),
         pytest.param({}, "FAILED without an outcome; its own output above says why", id="it never came to an outcome"),
         pytest.param(OK | {"manifest": {}}, "ok, nothing was done (check mode)", id="check mode"),
@@ -57,6 +70,10 @@ def test_a_good_point_whose_job_left_something_is_no_success():
     line = backup_line(OK | {"left": ["the snapshot"]})
     assert line.startswith("FAILED full 20261123T140102Z")
     assert line.endswith("; could not be cleaned up: the snapshot")
+
+
+def test_a_good_point_is_good_though_the_export_of_a_dead_job_had_been_killed():
+    assert backup_line(OK | {"deaths": ["sendense-export-x killed by SIGKILL"]}) == backup_line(OK)
 
 
 def test_playbooks_use_this_name():

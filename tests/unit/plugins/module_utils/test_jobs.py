@@ -84,6 +84,13 @@ def test_the_folder_is_closed_to_others_and_the_last_one_out_removes_it(run_fold
     assert not folder.exists()
 
 
+def test_what_a_killed_writer_left_does_not_keep_the_folder(run_folder):
+    folder = jobs.make_folder(JOB)
+    (folder / ".session.new").touch()
+    jobs.leave_folder(JOB)
+    assert not folder.exists()
+
+
 def test_a_private_file_is_replaced_whole_and_closed_to_others(tmp_path):
     path = tmp_path / "secret"
     path.write_text("old", encoding="utf-8")

@@ -7,9 +7,12 @@ from __future__ import annotations
 import json
 import multiprocessing
 import socket
+import threading
 import time
+from dataclasses import replace
 
 import pytest
+from ansible_collections.sendense.backup.plugins.module_utils import units
 from ansible_collections.sendense.backup.plugins.module_utils.errors import Refused
 from ansible_collections.sendense.backup.plugins.module_utils.leases import PORTS, TTL, Leases
 
@@ -46,20 +49,108 @@ def test_the_holder_may_take_it_again(leases, tmp_path):
 
 def test_an_expired_lease_is_dead_once_no_unit_of_its_job_runs(leases, tmp_path, systemd):
     leases.take(LOCK, ONE)
-    assert not leases.held(LOCK).dead
+    assert not leases.dead(leases.held(LOCK))
     let_expire(tmp_path, LOCK)
-    assert leases.held(LOCK).dead
+    assert leases.dead(leases.held(LOCK))
     assert leases.take(LOCK, TWO).job == TWO
 
 
-def test_an_expired_lease_lives_as_long_as_a_unit_of_its_job(leases, tmp_path, systemd):
+@pytest.mark.parametrize("state", ["active", "activating", "deactivating"])
+def test_an_expired_lease_lives_as_long_as_a_unit_of_its_job(leases, tmp_path, systemd, state):
     leases.take(LOCK, ONE)
     let_expire(tmp_path, LOCK)
-    systemd(f"sendense-export-{ONE}-2000")
-    assert not leases.held(LOCK).dead
+    systemd(f"sendense-other-{ONE}", active=state)
+    assert not leases.dead(leases.held(LOCK))
     with pytest.raises(Refused, match="not proven dead"):
         leases.take(LOCK, TWO)
     assert leases.held(LOCK).job == ONE
+
+
+@pytest.fixture
+def expired_export(leases, tmp_path, systemd):
+    """Return the lock and the port of a job whose leases have expired while its export runs."""
+    lock, (port,) = leases.take(LOCK, ONE), leases.take_ports(ONE, [None])
+    for thing in (LOCK, f"port-{port}"):
+        let_expire(tmp_path, thing)
+    systemd(f"sendense-export-{ONE}-2000")
+    return replace(lock, expires=leases.held(LOCK).expires), port
+
+
+def test_an_export_to_which_nobody_is_connected_is_no_sign_of_life(leases, expired_export):
+    lock, port = expired_export
+    with socket.create_server(("127.0.0.1", port)):
+        assert leases.dead(lock)
+        assert leases.take_ports(TWO, [port]) == [port]
+        assert leases.take(LOCK, TWO).job == TWO
+
+
+def test_an_export_to_which_somebody_is_connected_is_a_sign_of_life(leases, expired_export):
+    lock, port = expired_export
+    with socket.create_server(("127.0.0.1", port)) as server:
+        with socket.create_connection(("127.0.0.1", port)), server.accept()[0]:
+            assert not leases.dead(lock)
+            for take in (lambda: leases.take(LOCK, TWO), lambda: leases.take_ports(TWO, [port])):
+                with pytest.raises(Refused):
+                    take()
+            assert leases.held(LOCK) == lock
+        assert leases.dead(lock)
+
+
+def test_a_connection_to_another_port_is_no_sign_of_life(leases, expired_export):
+    lock, _port = expired_export
+    with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()):
+        assert leases.dead(lock)
+
+
+def test_a_connection_to_the_port_of_an_export_that_has_died_is_no_sign_of_life(leases, expired_export, systemd):
+    lock, port = expired_export
+    units.stop(f"sendense-export-{ONE}-2000")
+    with socket.create_server(("127.0.0.1", port)), socket.create_connection(("127.0.0.1", port)):
+        assert leases.dead(lock)
+
+
+def test_two_runs_of_one_second_are_told_apart_by_their_controllers(leases, tmp_path):
+    mine = leases.take(LOCK, ONE, "boot/ns/1/2")
+    with pytest.raises(Refused, match=f"{LOCK} is held by job {ONE}"):
+        leases.take(LOCK, ONE, "boot/ns/3/4")
+    assert leases.held(LOCK) == mine
+    assert leases.taken(LOCK, ONE, "boot/ns/3/4") == mine
+    assert leases.taken(LOCK, ONE, "boot/ns/1/2") is None
+    let_expire(tmp_path, LOCK)
+    assert leases.take(LOCK, ONE, "boot/ns/3/4").controller == "boot/ns/3/4"
+
+
+def test_something_is_done_only_by_the_holder(leases, tmp_path):
+    done = []
+    for holder in (None, TWO):
+        if holder:
+            leases.take(LOCK, holder)
+        with pytest.raises(Refused, match=f"job {ONE} holds {LOCK} no more"):
+            leases.while_held(LOCK, ONE, lambda: done.append(1))
+    leases.release(TWO)
+    leases.take(LOCK, ONE)
+    let_expire(tmp_path, LOCK)  # as long as nobody else took it
+    leases.while_held(LOCK, ONE, lambda: done.append(2))
+    assert done == [2]
+
+
+@pytest.mark.parametrize("how", ["while_held", "release"])
+def test_what_is_done_with_a_lease_and_the_lease_change_in_one_step(leases, tmp_path, how):
+    leases.take(LOCK, ONE)
+    other, seen = Leases(tmp_path / "leases"), []
+    taker = threading.Thread(target=lambda: seen.append(other.take("vm-other", TWO)))
+
+    def act():
+        taker.start()
+        taker.join(0.3)
+        seen.append("acted")
+
+    if how == "release":
+        assert leases.release(ONE, act=act)
+    else:
+        leases.while_held(LOCK, ONE, act)
+    taker.join()
+    assert seen == ["acted", other.held("vm-other")]
 
 
 def test_a_job_renews_and_releases_only_its_own(leases, tmp_path):
@@ -142,6 +233,6 @@ def test_leases_are_renewed_for_as_long_as_something_takes(leases, tmp_path, mon
     let_expire(tmp_path, LOCK)
     with leases.renewed(ONE):
         time.sleep(0.8)
-        assert not leases.held(LOCK).dead
+        assert not leases.dead(leases.held(LOCK))
     time.sleep(0.5)
-    assert leases.held(LOCK).dead
+    assert leases.dead(leases.held(LOCK))

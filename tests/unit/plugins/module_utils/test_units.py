@@ -25,6 +25,8 @@ def unit(active, result, code="1", status="0"):
         pytest.param(unit("inactive", "success"), "", id="it ended cleanly, or never was"),
         pytest.param(unit("failed", "exit-code", "1", "3"), "ended with exit code 3", id="it gave up"),
         pytest.param(unit("failed", "signal", "2", "9"), "killed by SIGKILL", id="it was killed"),
+        pytest.param(unit("failed", "signal", "2", "35"), "killed by signal 35", id="by a signal without a name"),
+        pytest.param(unit("deactivating", "exit-code", "1", "3"), "", id="it is not gone yet"),
         pytest.param(unit("failed", "core-dump", "3", "11"), "killed by SIGSEGV", id="it crashed"),
         pytest.param(unit("failed", "oom-kill", "2", "9"), "killed by SIGKILL", id="memory ran out"),
         pytest.param(
@@ -40,6 +42,14 @@ def test_a_unit_is_read_as_systemd_shows_it(systemd):
     systemd(EXPORT, active="failed", result="signal", code="2", status="9")
     assert units.read(EXPORT) == Unit(EXPORT, "failed", "signal", "2", "9")
     assert not units.read("sendense-nobody").running
+
+
+@pytest.mark.parametrize(
+    ("state", "runs"),
+    [("active", True), ("activating", True), ("deactivating", True), ("inactive", False), ("failed", False)],
+)
+def test_a_unit_runs_until_its_program_is_gone(state, runs):
+    assert unit(state, "success").running is runs
 
 
 def test_only_units_of_the_job_are_its_own(systemd):

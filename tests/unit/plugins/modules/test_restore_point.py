@@ -58,7 +58,7 @@ def finish(images):
         tree = asdict(digests.tree(every, each["size"]))
         copies.append({"key": each["key"], "provisioned": each["size"], "tree": tree, **counted})
     disks = [disk | {"change_id": None} for disk in VM["disks"]]
-    snapshot = {"quiesce_requested": "off", "quiesce_achieved": False, "disks": disks}
+    snapshot = {"quiesce_requested": "off", "quiesce_achieved": False, "quiesce_reason": "", "disks": disks}
     facts = {"transport": "https", "tools": {"nbdkit": "1"}}
     return {"snapshot": snapshot, "after": VM, "copies": copies, "facts": facts}
 

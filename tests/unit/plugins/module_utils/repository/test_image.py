@@ -106,3 +106,11 @@ def test_an_image_whose_tables_are_damaged_fails_the_check(tmp_path):
         file.write(bytes(8))
     with pytest.raises(SendenseError, match="fails qemu-img check"):
         image.check(path)
+
+
+def test_an_image_that_keeps_its_data_elsewhere_is_not_read(tmp_path):
+    path, elsewhere = tmp_path / "d.qcow2", tmp_path / "shadow"
+    create = ["qemu-img", "create", "-q", "-f", "qcow2", "-o", f"data_file={elsewhere},cluster_size=65536", path, "1M"]
+    subprocess.run(create, check=True)
+    with pytest.raises(SendenseError, match=r"d\.qcow2 keeps its data in another file"):
+        image.read(path)

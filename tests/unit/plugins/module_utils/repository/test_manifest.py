@@ -28,6 +28,7 @@ def run(**changes):
         "snapshot": {
             "quiesce_requested": "prefer",
             "quiesce_achieved": False,
+            "quiesce_reason": "no VMware Tools",
             "disks": [{"key": 2000, "path": "[ds] a.vmdk", "change_id": "52 de/7"}],
         },
         "after": looked | {"host": {"moref": "host-2", "name": "esx2"}},
@@ -52,7 +53,9 @@ def test_a_manifest_says_all_that_is_needed_to_rebuild_the_vm_and_to_trust_its_i
         "parent": None,
         "vm": {"name": "pgtest1", "config": {"cpus": 2}},
         "host": {"before": {"moref": "host-1", "name": "esx1"}, "after": {"moref": "host-2", "name": "esx2"}},
-        "consistency": {"quiesce_requested": "prefer", "quiesce_achieved": False},
+        "consistency": {
+            "quiesce_requested": "prefer", "quiesce_achieved": False, "quiesce_reason": "no VMware Tools",
+        },
         "disks": [
             {
                 "key": 2000, "capacity": 1536, "path": "[ds] a.vmdk", "label": "Hard disk 1", "type": "full",

@@ -41,10 +41,11 @@ def tree_below(path):
 
 
 @pytest.fixture
-def finished(repository, tmp_path):
-    """Return ``finished(job) -> Run``: its partial point is there and its images hold what was delivered."""
+def finished(repository, leases, tmp_path):
+    """Return ``finished(job) -> Run``: it has the lock, and its partial point's images hold what was delivered."""
 
     def make(job):
+        leases.take(store.lock_name(UUID), job)
         copies = []
         for key, path in store.make_partial(repository, UUID, job, DISKS).items():
             content = random.Random(f"{job}{key}").randbytes(DISKS[key])
@@ -66,8 +67,10 @@ def finished(repository, tmp_path):
             "config": {"cpus": 2}, "host": {"name": "esx1"}, "disks": disks,
         }  # fmt: skip
         frozen = [disk | {"change_id": f"52 ab/{disk['key']}"} for disk in disks]
-        snapshot = {"quiesce_requested": "prefer", "quiesce_achieved": True, "disks": frozen}
-        return manifest.Run(job, vm, snapshot, vm | {"host": {"name": "esx2"}}, copies, {"transport": "https"})
+        quiesced = {"quiesce_requested": "prefer", "quiesce_achieved": True, "quiesce_reason": ""}
+        return manifest.Run(
+            job, vm, quiesced | {"disks": frozen}, vm | {"host": {"name": "esx2"}}, copies, {"transport": "https"}
+        )
 
     return make
 
@@ -125,15 +128,15 @@ def test_a_vm_that_another_job_holds_waits(repository, leases):
 
 def test_a_repository_that_cannot_be_written_to_is_said_so(repository):
     (repository.path / "vms").touch()  # root could write through any permission
-    with pytest.raises(SendenseError, match=r"^the repository .*/r cannot be written to: Not a directory \(.*/r/vms"):
+    with pytest.raises(SendenseError, match=r"^the repository .*/r cannot be written to: Not a directory: .*/r/vms"):
         store.make_partial(repository, UUID, JOB, DISKS)
     assert tree_below(repository.path) == ["repository.json", "vms"]
 
 
-def test_a_point_is_published_whole(repository, finished):
+def test_a_point_is_published_whole(repository, finished, leases):
     run = finished(JOB)
     partial = repository.partial_folder(UUID, JOB)
-    point = store.publish(repository, run)
+    point = store.publish(repository, run, leases)
     assert not partial.exists()
     assert tree_below(repository.path / "vms" / UUID) == sorted(
         [point.name, "vm.json"]
@@ -155,17 +158,17 @@ def test_a_point_is_published_whole(repository, finished):
     assert repository.vms() == [UUID]
 
 
-def test_all_belongs_to_whom_the_repository_belongs(repository, finished):
+def test_all_belongs_to_whom_the_repository_belongs(repository, finished, leases):
     if os.geteuid() != 0:
         pytest.skip("only root can give files away")
     os.chown(repository.path, 12345, 12346)
-    point = store.publish(repository, finished(JOB))
+    point = store.publish(repository, finished(JOB), leases)
     owners = {(each.stat().st_uid, each.stat().st_gid) for each in (repository.path / "vms").rglob("*")}
     assert owners == {(12345, 12346)}
     assert all(path.stat().st_mode & 0o007 == 0 for path in [point, point / "manifest.json"])
 
 
-def test_there_is_no_point_before_all_is_proven(repository, finished, monkeypatch):
+def test_there_is_no_point_before_all_is_proven(repository, finished, leases, monkeypatch):
     run, seen = finished(JOB), []
     prove = store.proof.compare
 
@@ -174,56 +177,56 @@ def test_there_is_no_point_before_all_is_proven(repository, finished, monkeypatc
         prove(*arguments)
 
     monkeypatch.setattr(store.proof, "compare", look)
-    store.publish(repository, run)
+    store.publish(repository, run, leases)
     assert seen == [([], False)] * len(DISKS)
 
 
 @pytest.mark.parametrize("key", DISKS)
-def test_an_image_that_was_altered_is_named_and_nothing_is_published(repository, finished, key):
+def test_an_image_that_was_altered_is_named_and_nothing_is_published(repository, finished, leases, key):
     run = finished(JOB)
     path = repository.partial_folder(UUID, JOB) / f"disk-{key}.qcow2"
     subprocess.run(["qemu-io", "-f", "qcow2", "-c", f"write -q -P 0 {DISKS[key] - 512} 512", path], check=True)
     with pytest.raises(SendenseError, match=f"^disk {key}: .* does not hold what the source delivered"):
-        store.publish(repository, run)
+        store.publish(repository, run, leases)
     assert repository.points(UUID) == []
     assert not repository.point_folder(UUID, JOB).exists()
 
 
-def test_an_image_that_is_gone_is_named_and_nothing_is_published(repository, finished):
+def test_an_image_that_is_gone_is_named_and_nothing_is_published(repository, finished, leases):
     run = finished(JOB)
     (repository.partial_folder(UUID, JOB) / "disk-2000.qcow2").unlink()
     with pytest.raises(SendenseError, match="^disk 2000: .* is not the image that this job made"):
-        store.publish(repository, run)
+        store.publish(repository, run, leases)
     assert not repository.point_folder(UUID, JOB).exists()
 
 
-def test_an_image_that_points_elsewhere_is_not_ours(repository, finished, tmp_path):
+def test_an_image_that_points_elsewhere_is_not_ours(repository, finished, leases, tmp_path):
     run = finished(JOB)
     path = repository.partial_folder(UUID, JOB) / "disk-2000.qcow2"
     subprocess.run(
         ["qemu-img", "rebase", "-q", "-u", "-f", "qcow2", "-F", "raw", "-b", "/etc/passwd", path], check=True
     )
     with pytest.raises(SendenseError, match="^disk 2000: .* is not the image that this job made: .*/etc/passwd"):
-        store.publish(repository, run)
+        store.publish(repository, run, leases)
 
 
-def test_a_disk_that_was_not_copied_is_missed(repository, finished):
+def test_a_disk_that_was_not_copied_is_missed(repository, finished, leases):
     run = finished(JOB)
     with pytest.raises(Refused, match="^disk 16000 was not copied"):
-        store.publish(repository, replace(run, copies=run.copies[:1]))
+        store.publish(repository, replace(run, copies=run.copies[:1]), leases)
     assert not repository.point_folder(UUID, JOB).exists()
 
 
-def test_a_disk_that_moved_publishes_nothing(repository, finished):
+def test_a_disk_that_moved_publishes_nothing(repository, finished, leases):
     run = finished(JOB)
     with pytest.raises(SendenseError, match="moved during the backup"):
-        store.publish(repository, replace(run, after=run.vm | {"disks": []}))
+        store.publish(repository, replace(run, after=run.vm | {"disks": []}), leases)
     assert not repository.point_folder(UUID, JOB).exists()
 
 
 def test_a_published_point_is_never_written_to_again(repository, finished, leases):
     run = finished(JOB)
-    point = store.publish(repository, run)
+    point = store.publish(repository, run, leases)
     before = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in point.iterdir()}
     with pytest.raises(Refused, match="is published already"):
         store.plan_partial(repository, UUID, JOB, DISKS, leases)
@@ -231,38 +234,39 @@ def test_a_published_point_is_never_written_to_again(repository, finished, lease
         store.make_partial(repository, UUID, JOB, DISKS)
     repository.partial_folder(UUID, JOB).mkdir()
     with pytest.raises(Refused, match="is published already"):
-        store.publish(repository, run)
-    assert store.remove_partial(repository, UUID, JOB)
-    assert not store.remove_partial(repository, UUID, JOB)
+        store.publish(repository, run, leases)
+    assert store.remove_partial(repository, UUID, JOB, leases)
+    assert not store.remove_partial(repository, UUID, JOB, leases)
     assert {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in point.iterdir()} == before
 
 
-def test_what_was_never_made_is_not_published(repository, finished):
+def test_what_was_never_made_is_not_published(repository, finished, leases):
     run = finished(JOB)
-    store.remove_partial(repository, UUID, JOB)
+    store.remove_partial(repository, UUID, JOB, leases)
     with pytest.raises(Refused, match=f"job {JOB} has no point to publish"):
-        store.publish(repository, run)
+        store.publish(repository, run, leases)
 
 
-def test_only_what_the_job_made_is_removed(repository, finished):
-    store.publish(repository, finished(JOB))
+def test_only_what_the_job_made_is_removed(repository, finished, leases):
+    store.publish(repository, finished(JOB), leases)
     store.make_partial(repository, UUID, LATER, DISKS)
     (repository.path / "vms" / UUID / "notes.txt").write_text("mine", encoding="utf-8")
     before = [each for each in tree_below(repository.path) if "20261124" not in each]
-    assert store.remove_partial(repository, UUID, LATER)
+    assert store.remove_partial(repository, UUID, LATER, leases)
     assert tree_below(repository.path) == before
 
 
-def test_the_folder_of_a_vm_goes_with_its_only_failed_job(repository):
+def test_the_folder_of_a_vm_goes_with_its_only_failed_job(repository, leases):
     store.make_partial(repository, UUID, JOB, DISKS)
-    store.remove_partial(repository, UUID, JOB)
+    store.remove_partial(repository, UUID, JOB, leases)
     assert tree_below(repository.path / "vms") == []
     assert repository.vms() == []
 
 
-def test_points_are_told_oldest_first_and_a_damaged_one_with_its_error(repository, finished):
+def test_points_are_told_oldest_first_and_a_damaged_one_with_its_error(repository, finished, leases):
     for job in (LATER, JOB):
-        store.publish(repository, finished(job))
+        store.publish(repository, finished(job), leases)
+        leases.release(job)
     (repository.point_folder(UUID, LATER) / "manifest.json").write_text("{", encoding="utf-8")
     store.make_partial(repository, UUID, "pgtest1-5029f3ab-20261125T140102Z", DISKS)
     one, two = repository.points(UUID)
@@ -282,11 +286,14 @@ def test_an_unfinished_job_is_told_with_whom_to_ask(repository, leases, tmp_path
     lease.unlink()  # as a reboot does
     assert store.unfinished(repository, UUID, leases) == [{"job": JOB, "controller": "", "dead": True}]
     systemd(f"sendense-export-{JOB}-2000")
+    assert [each["dead"] for each in store.unfinished(repository, UUID, leases)] == [True], "nobody is connected to it"
+    systemd(f"sendense-other-{JOB}")
     assert [each["dead"] for each in store.unfinished(repository, UUID, leases)] == [False]
 
 
 def test_a_job_that_died_right_before_the_rename_is_told(repository, finished, leases):
-    store.publish(repository, finished(JOB)).rename(repository.partial_folder(UUID, JOB))
+    store.publish(repository, finished(JOB), leases).rename(repository.partial_folder(UUID, JOB))
+    leases.release(JOB)  # as a reboot does
     assert [each["job"] for each in store.unfinished(repository, UUID, leases)] == [JOB]
 
 

@@ -184,6 +184,32 @@ def test_a_copy_in_which_nothing_moves_is_given_up(nbdkit, copy, monkeypatch):
     assert time.monotonic() - began < 5
 
 
+@pytest.fixture
+def never_flushed(nbdkit):
+    """Return a target that takes writes and answers no flush."""
+    return nbdkit(
+        "eval", "get_size=echo 1M", "can_write=exit 0", "can_flush=exit 0", "pread=head -c $3 /dev/zero",
+        "pwrite=cat >/dev/null", "flush=exec sleep 6",
+    )  # fmt: skip
+
+
+def test_an_export_that_never_answers_a_flush_is_given_up(nbdkit, never_flushed, copy, monkeypatch):
+    monkeypatch.setattr(engine, "STALLED", 0.5)
+    began = time.monotonic()
+    with pytest.raises(SendenseError, match="nothing moved for"):
+        copy(nbdkit("pattern", "1M").uri, never_flushed.uri, [(0, 1 << 20)])
+    assert time.monotonic() - began < 4
+
+
+def test_a_copy_that_waits_for_a_flush_can_be_told_to_stop(nbdkit, never_flushed, copy):
+    stop = threading.Event()
+    threading.Timer(0.5, stop.set).start()
+    began = time.monotonic()
+    with pytest.raises(SendenseError, match="^stopped, because another disk of this VM failed$"):
+        copy(nbdkit("pattern", "1M").uri, never_flushed.uri, [(0, 1 << 20)], stop.is_set)
+    assert time.monotonic() - began < 4
+
+
 def test_a_copy_tells_for_whom_it_waited(nbdkit, copy):
     slow, fast = nbdkit("--filter=delay", "pattern", "8M", "rdelay=300ms"), nbdkit("memory", "8M")
     progress, _tree = copy(slow.uri, fast.uri, [(0, 8 << 20)])
