@@ -179,3 +179,29 @@ def test_a_second_run_for_the_same_vm_is_refused(clean):
         os.killpg(run.pid, signal.SIGINT)
         run.communicate(timeout=60)
     assert clean.backup("-e", "vm_name=pgtest1").code == 0
+
+
+def test_a_snapshot_that_cannot_be_removed_is_told_and_removed_by_the_next_run(clean):
+    before = clean.points()
+    with clean.knobs(faults={"RemoveSnapshot_Task": "NoPermission"}):
+        run = clean.backup("-e", "vm_name=thin1")
+    assert run.code != 0
+    assert re.search(r"FAILED at 'The snapshot is gone': .* could not be cleaned up: .*lacks", told(run.output)), (
+        run.output
+    )
+    assert "vCenter: snapshots" in clean.leftovers()
+    assert clean.points() == before
+    again = clean.backup("-e", "vm_name=thin1")
+    assert again.code == 0, again.output
+    assert len(clean.points()) == len(before) + 1
+
+
+def test_one_vm_that_fails_does_not_stop_another(clean):
+    before = clean.points()
+    run = clean.backup(
+        "--limit=vms", "-e", "{\"backup_vm\": \"{{ 'thin1' if inventory_hostname == 'thin1' else 'none' }}\"}"
+    )
+    assert run.code != 0
+    assert re.search(r"pgtest1: FAILED at 'The VM is looked at': no VM named none", told(run.output)), run.output
+    assert re.search(r"thin1: ok full", told(run.output)), run.output
+    assert len(clean.points()) == len(before) + 1

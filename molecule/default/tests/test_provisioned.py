@@ -103,7 +103,9 @@ def test_the_repository_belongs_to_the_service_user(hub):
 def test_the_folders_of_running_jobs_come_back_after_a_boot(hub, node):
     """Seen in a mount namespace with an empty /run: the real folder may be in use."""
     for host, folder in ((hub, "/run/sendense/leases"), (node, "/run/sendense")):
-        boot = f"mount -t tmpfs tmpfs /run && systemd-tmpfiles --create --prefix=/run/sendense && stat -c '%U %a' {folder}"
+        boot = (
+            f"mount -t tmpfs tmpfs /run && systemd-tmpfiles --create --prefix=/run/sendense && stat -c '%U %a' {folder}"
+        )
         assert host.check_output(f'unshare --mount sh -c "{boot}"') == "root 755"
         assert host.file(folder).mode == 0o755
 
