@@ -239,16 +239,26 @@ def remove_partial(
 
     def part() -> None:
         if gone.exists():
-            shutil.rmtree(gone)  # what is left of an earlier removal that was interrupted
+            _clear(gone)  # what is left of an earlier removal that was interrupted
         if folder.exists():
             folder.rename(gone)
 
     held = leases.release(job, "port-" if keep_lock else "", act=part)
     if gone.exists():
-        shutil.rmtree(gone)
+        _clear(gone)
     with contextlib.suppress(OSError):
         folder.parent.rmdir()  # the VM's first job failed; it stays as soon as there is anything else
     return there or held
+
+
+def _clear(folder: Path) -> None:
+    """Remove *folder*, and last of it what tells whose it is: a removal that is interrupted is then told and done again."""
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif path.name not in (_JOB_FILE, manifest.FILE):
+            path.unlink()
+    shutil.rmtree(folder)
 
 
 def _make_folder(root: Path, path: Path) -> None:

@@ -5,12 +5,19 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import random
+import shutil
+import signal
 import subprocess
+import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from hashlib import sha256
+from pathlib import Path
 
 import pytest
 from ansible_collections.sendense.backup.plugins.module_utils import digests
@@ -126,6 +133,13 @@ def test_a_vm_that_another_job_holds_waits(repository, leases):
         store.plan_partial(repository, UUID, LATER, DISKS, leases)
 
 
+def test_another_run_of_the_same_second_waits_too(repository, leases):
+    leases.take(store.lock_name(UUID), JOB, "boot/ns/1/2")
+    assert store.plan_partial(repository, UUID, JOB, DISKS, leases, controller="boot/ns/1/2")
+    with pytest.raises(Refused, match=f"is being backed up by job {JOB}"):
+        store.plan_partial(repository, UUID, JOB, DISKS, leases, controller="boot/ns/3/4")
+
+
 def test_a_repository_that_cannot_be_written_to_is_said_so(repository):
     (repository.path / "vms").touch()  # root could write through any permission
     with pytest.raises(SendenseError, match=r"^the repository .*/r cannot be written to: Not a directory: .*/r/vms"):
@@ -210,6 +224,162 @@ def test_an_image_that_points_elsewhere_is_not_ours(repository, finished, leases
         store.publish(repository, run, leases)
 
 
+def test_what_another_one_put_beside_the_images_is_not_published(repository, finished, leases, tmp_path):
+    if os.geteuid() == 0:
+        os.chown(repository.path, 12345, 12346)
+    (victim := tmp_path / "victim").write_text("precious", encoding="utf-8")
+    victim.chmod(0o600)
+    before = victim.stat()
+    run = finished(JOB)
+    partial = repository.partial_folder(UUID, JOB)
+
+    def plant_link(name):
+        (partial / name).unlink(missing_ok=True)
+        (partial / name).symlink_to(victim)
+
+    planted = {
+        "x": plant_link,
+        "notes.txt": lambda name: (partial / name).touch(),
+        "disk-2001.qcow2": lambda name: (partial / name).touch(),
+        "disk-2000.digests": plant_link,
+        "manifest.json": plant_link,
+        ".manifest.json.new": plant_link,
+        "job.json": lambda name: ((partial / name).unlink(), (partial / name).mkdir()),
+    }
+    for name, plant in planted.items():
+        kept = (partial / name).read_bytes() if (partial / name).exists() else None
+        plant(name)
+        with pytest.raises(Refused, match=f"holds {name}, which this job did not make"):
+            store.publish(repository, run, leases)
+        (partial / name).rmdir() if (partial / name).is_dir() else (partial / name).unlink()
+        if kept is not None:
+            (partial / name).write_bytes(kept)
+    assert not repository.point_folder(UUID, JOB).exists()
+    after = victim.stat()
+    assert victim.read_text(encoding="utf-8") == "precious"
+    assert (after.st_uid, after.st_gid, after.st_mode) == (before.st_uid, before.st_gid, before.st_mode)
+    store.publish(repository, run, leases)  # once all that is taken away
+
+
+def test_a_link_that_comes_while_the_images_are_proven_is_not_followed(
+    repository, finished, leases, tmp_path, monkeypatch
+):
+    if os.geteuid() == 0:
+        os.chown(repository.path, 12345, 12346)
+    (victim := tmp_path / "victim").write_text("precious", encoding="utf-8")
+    run, prove, owner = finished(JOB), store.proof.compare, victim.stat().st_uid
+
+    def plant(path, *arguments):
+        prove(path, *arguments)
+        for name in ("manifest.json", ".manifest.json.new", "x"):
+            (path.parent / name).unlink(missing_ok=True)
+            (path.parent / name).symlink_to(victim)
+
+    monkeypatch.setattr(store.proof, "compare", plant)
+    with pytest.raises(Refused, match="holds x, which this job did not make"):
+        store.publish(repository, run, leases)
+    assert (victim.read_text(encoding="utf-8"), victim.stat().st_uid) == ("precious", owner)
+    assert not repository.point_folder(UUID, JOB).exists()
+
+
+def test_what_is_told_of_the_vm_is_there_before_its_point(repository, finished, leases):
+    run = finished(JOB)
+    (repository.vm_folder(UUID) / "vm.json").mkdir()  # so that it cannot be written
+    with pytest.raises(IsADirectoryError):
+        store.publish(repository, run, leases)
+    assert repository.points(UUID) == []
+    assert not repository.point_folder(UUID, JOB).exists()
+
+
+class Waiting(Leases):
+    """Leases whose user waits for a word before the step in which all is decided."""
+
+    def __init__(self, folder):
+        super().__init__(folder)
+        self.arrived, self.go = threading.Event(), threading.Event()
+
+    def _wait(self):
+        self.arrived.set()
+        assert self.go.wait(20)
+
+    def while_held(self, *arguments):
+        self._wait()
+        super().while_held(*arguments)
+
+    def release(self, *arguments, **options):
+        self._wait()
+        return super().release(*arguments, **options)
+
+
+@pytest.fixture
+def beside():
+    """Return ``beside(function) -> result``: the function runs in a thread, ``result()`` gives its result or raises."""
+    with ThreadPoolExecutor() as pool:
+        yield lambda function: pool.submit(function).result
+
+
+@pytest.fixture
+def publisher(repository, finished, tmp_path, beside):
+    """Return ``let_go`` and ``result`` of a publisher that stands right before the rename."""
+    run, waiting = finished(JOB), Waiting(tmp_path / "leases")
+    result = beside(lambda: store.publish(repository, run, waiting))
+    assert waiting.arrived.wait(20)
+    yield waiting.go.set, result
+    waiting.go.set()
+
+
+@pytest.mark.parametrize(
+    ("keep_lock", "failure"),
+    [(False, (Refused, f"job {JOB} holds vm-{UUID} no more")), (True, (FileNotFoundError, "No such file"))],
+)
+def test_a_publisher_whose_work_was_taken_away_publishes_nothing(repository, leases, publisher, keep_lock, failure):
+    let_go, published = publisher
+    assert store.remove_partial(repository, UUID, JOB, leases, keep_lock=keep_lock)
+    let_go()
+    with pytest.raises(failure[0], match=failure[1]):
+        published()
+    assert tree_below(repository.path / "vms") == [UUID, f"{UUID}/vm.json"]
+
+
+def test_a_publisher_does_not_rename_what_is_being_taken_away(repository, leases, publisher, monkeypatch):
+    (let_go, published), rmtree, outcome = publisher, shutil.rmtree, []
+
+    def meanwhile(path, *arguments, **options):
+        let_go()
+        with pytest.raises(Refused) as refused:
+            published()
+        outcome.append(refused.value)
+        rmtree(path, *arguments, **options)
+
+    monkeypatch.setattr(store.shutil, "rmtree", meanwhile)
+    store.remove_partial(repository, UUID, JOB, leases)
+    assert len(outcome) == 1
+    assert tree_below(repository.path / "vms") == [UUID, f"{UUID}/vm.json"]
+
+
+def test_a_cleanup_that_comes_too_late_takes_nothing_from_the_point(repository, finished, leases, tmp_path, beside):
+    run, waiting = finished(JOB), Waiting(tmp_path / "leases")
+    removed = beside(lambda: store.remove_partial(repository, UUID, JOB, waiting))
+    assert waiting.arrived.wait(20)
+    point = store.publish(repository, run, leases)
+    before = {path: path.read_bytes() for path in point.iterdir()}
+    waiting.go.set()
+    assert removed()
+    assert {path: path.read_bytes() for path in point.iterdir()} == before
+    assert len(before) == 2 * len(DISKS) + 1
+    assert [each["error"] for each in repository.points(UUID)] == [""]
+    assert store.unfinished(repository, UUID, leases) == []
+
+
+def test_a_publisher_that_has_lost_its_lock_to_another_job_publishes_nothing(repository, finished, leases):
+    run = finished(JOB)
+    leases.release(JOB)
+    leases.take(store.lock_name(UUID), LATER)
+    with pytest.raises(Refused, match=f"job {JOB} holds vm-{UUID} no more"):
+        store.publish(repository, run, leases)
+    assert not repository.point_folder(UUID, JOB).exists()
+
+
 def test_a_disk_that_was_not_copied_is_missed(repository, finished, leases):
     run = finished(JOB)
     with pytest.raises(Refused, match="^disk 16000 was not copied"):
@@ -289,6 +459,49 @@ def test_an_unfinished_job_is_told_with_whom_to_ask(repository, leases, tmp_path
     assert [each["dead"] for each in store.unfinished(repository, UUID, leases)] == [True], "nobody is connected to it"
     systemd(f"sendense-other-{JOB}")
     assert [each["dead"] for each in store.unfinished(repository, UUID, leases)] == [False]
+
+
+def test_a_cleanup_that_left_something_keeps_the_lock_and_nothing_else(repository, finished, leases):
+    finished(JOB)
+    leases.take_ports(JOB, [None, None])
+    before = leases.held(store.lock_name(UUID))
+    assert store.remove_partial(repository, UUID, JOB, leases, keep_lock=True)
+    assert leases.of(JOB) == [before]
+    assert tree_below(repository.path / "vms") == []
+    assert [each["job"] for each in store.unfinished(repository, UUID, leases)] == [JOB]
+    with pytest.raises(Refused, match=f"is being backed up by job {JOB}"):
+        store.plan_partial(repository, UUID, LATER, DISKS, leases)
+    assert store.remove_partial(repository, UUID, JOB, leases)
+    assert store.unfinished(repository, UUID, leases) == []
+
+
+def _remove_until(repository, leases, victim):
+    def die(event, arguments):
+        if event == "os.remove" and Path(os.fsdecode(arguments[0])).name == victim:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(die)
+    store.remove_partial(repository, UUID, JOB, leases)
+
+
+@pytest.mark.parametrize("victim", ["job.json", "disk-2000.qcow2", "disk-16000.qcow2", "manifest.json"])
+def test_a_removal_that_is_killed_is_told_and_can_be_done_again(repository, finished, leases, victim):
+    finished(JOB)
+    if victim == "manifest.json":  # right before the rename there is no job.json any more
+        store.publish(repository, finished(JOB), leases).rename(repository.partial_folder(UUID, JOB))
+        (repository.vm_folder(UUID) / "vm.json").unlink()
+    process = multiprocessing.get_context("fork").Process(target=_remove_until, args=(repository, leases, victim))
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    left = tree_below(repository.vm_folder(UUID))
+    assert left[0] == "20261123T140102Z.gone"
+    assert left[1:]
+    assert store.unfinished(repository, UUID, leases) == [{"job": JOB, "controller": "", "dead": True}]
+    assert repository.points(UUID) == []
+    assert store.remove_partial(repository, UUID, JOB, leases)
+    assert tree_below(repository.path / "vms") == []
+    assert store.unfinished(repository, UUID, leases) == []
 
 
 def test_a_job_that_died_right_before_the_rename_is_told(repository, finished, leases):
