@@ -90,3 +90,9 @@ def test_check_mode_says_what_it_would_do_and_does_nothing(clean):
     assert run.code == 0, run.output
     assert "nothing was done (check mode)" in run.output
     assert clean.points() == before
+
+
+def test_only_the_node_reaches_vcenter(site):
+    look = f"timeout 5 bash -c 'exec 3<>/dev/tcp/{site.lab_json['vcenter']['hostname']}/443'"
+    assert site.node.run(look).rc == 0
+    assert site.hub.run(look).rc != 0
