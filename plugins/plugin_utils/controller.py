@@ -32,10 +32,10 @@ def _namespace() -> list[str]:
 
 
 def _start_time(pid: int) -> str | None:
-    """Return field 22 of proc_pid_stat(5); None when there is no such process."""
+    """Return field 22 of proc_pid_stat(5); None when there is no such process, or /proc hides it from us."""
     try:
         stat = (_PROC / str(pid) / "stat").read_text(encoding="utf-8", errors="replace")
-    except (FileNotFoundError, ProcessLookupError):
+    except (FileNotFoundError, ProcessLookupError, PermissionError):
         return None
     return stat.rpartition(")")[2].split()[19]
 

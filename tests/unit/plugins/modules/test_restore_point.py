@@ -31,16 +31,18 @@ def point(run_module, private_run, systemd, tmp_path):
     (tmp_path / "r").mkdir()
     (tmp_path / "r" / "repository.json").write_text('{"format": 1}', encoding="utf-8")
 
-    def run(state, job=JOB, check=False, **options):
+    def run(state, job=JOB, check=False, prefix=private_run, **options):
         args = {"repository": str(tmp_path / "r"), "job": job, "state": state, "vm": VM, **options}
-        return run_module("restore_point", args, check=check, prefix=private_run)
+        return run_module("restore_point", args, check=check, prefix=prefix)
 
     return run
 
 
 @pytest.fixture
 def info(run_module, private_run, tmp_path):
-    return lambda: run_module("restore_point_info", {"repository": str(tmp_path / "r")}, prefix=private_run)
+    """Return ``info(**options)``, a run of restore_point_info."""
+    repository = {"repository": str(tmp_path / "r")}
+    return lambda **options: run_module("restore_point_info", {**repository, **options}, prefix=private_run)
 
 
 def finish(images):
@@ -103,6 +105,53 @@ def test_a_second_job_waits_for_the_first(point, info):
     assert info()["unfinished"] == []
     assert not point("absent")["changed"]
     assert not point("partial", job=OTHER)["failed"]
+
+
+def test_another_run_of_the_same_second_waits_too(point, info):
+    point("partial", controller="boot/ns/1/2")
+    for check in (True, False):
+        refused = point("partial", controller="boot/ns/3/4", check=check)
+        assert refused["failed"]
+        assert f"is being backed up by job {JOB}" in refused["msg"]
+    assert info()["unfinished"] == [{"job": JOB, "controller": "boot/ns/1/2", "dead": False}]
+
+
+def test_a_cleanup_that_left_something_elsewhere_keeps_the_lock(point, info, tmp_path):
+    point("partial", controller="boot/ns/1/2")
+    assert point("absent", check=True, keep_lock=True)["changed"]
+    assert point("absent", keep_lock=True)["changed"]
+    assert not list((tmp_path / "r" / "vms").iterdir())
+    assert info(vm=UUID)["unfinished"] == [{"job": JOB, "controller": "boot/ns/1/2", "dead": False}]
+    assert point("absent")["changed"]
+    assert info(vm=UUID)["unfinished"] == []
+    assert not point("partial", job=OTHER)["failed"]
+
+
+@pytest.fixture
+def read_only(private_run, tmp_path):
+    """Return a prefix for commands that cannot write to the repository, whoever runs them."""
+    return [*private_run, "sh", "-c", 'mount -o bind,ro "$0" "$0" && exec "$@"', str(tmp_path / "r")]
+
+
+def test_a_repository_that_went_read_only_is_one_sentence(point, info, read_only, tmp_path):
+    failed = point("partial", prefix=read_only)
+    assert failed["failed"]
+    assert failed["msg"] == (
+        f"the repository {tmp_path}/r cannot be written to: Read-only file system: {tmp_path}/r/vms"
+    )
+    assert info(vm=UUID)["unfinished"] == []
+    made = point("partial")
+    said = finish(made["images"])
+    failed = point("published", **said, prefix=read_only)
+    assert (failed["failed"], failed["msg"]) == (True, f"Read-only file system: {made['path']}/disk-2000.digests")
+    failed = point("absent", prefix=read_only)
+    assert (failed["failed"], failed["msg"]) == (True, f"Read-only file system: {made['path']}")
+    told = info()
+    assert (told["points"], [each["job"] for each in told["unfinished"]]) == ([], [JOB])
+
+
+def test_a_vm_without_its_uuid_is_said_so(point):
+    assert "option vm has no instance_uuid" in point("partial", vm={"name": "pgtest1"})["msg"]
 
 
 def test_an_altered_image_is_not_published_and_the_lock_stays_for_the_cleanup(point, info):

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -69,6 +70,47 @@ def test_a_process_whose_name_has_spaces_and_brackets_is_read(tmp_path):
             assert controller.identity(process.pid).split("/")[3].isdigit()
         finally:
             process.kill()
+
+
+_HIDDEN = """
+import os, subprocess, sys
+from pathlib import Path
+from ansible_collections.sendense.backup.plugins.plugin_utils import controller
+
+subprocess.run(["mount", "-t", "proc", "-o", f"hidepid={sys.argv[1]}", "proc", "/proc"], check=True)
+process = subprocess.Popen(["sleep", "60"])
+name = controller.identity(process.pid)
+
+def ask():
+    if child := os.fork():
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        return
+    os.setgroups([])
+    os.setgid(65534)
+    os.setuid(65534)
+    print(os.access(f"/proc/{process.pid}/stat", os.R_OK), controller.is_gone(name), flush=True)
+    os._exit(0)
+
+ask()
+process.kill()
+process.wait()
+ask()
+"""
+
+
+@pytest.mark.parametrize("hidepid", ["1", "2"])
+def test_a_run_of_another_user_that_proc_hides_is_not_gone_before_it_has_ended(hidepid):
+    own_processes = ["unshare", "--mount", "--pid", "--fork"]  # a /proc of its own belongs to these
+    if os.geteuid() != 0 or subprocess.run([*own_processes, "true"], check=False).returncode:
+        pytest.skip("only root can hide processes, where namespaces are to be had")
+    told = subprocess.run(
+        [*own_processes, sys.executable, "-c", _HIDDEN, hidepid],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (told.stdout.splitlines(), told.stderr) == (["False False", "False True"], "")
 
 
 def test_playbooks_ask_by_this_name():

@@ -4,9 +4,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import multiprocessing
+import os
 import random
+import shutil
+import signal
 import subprocess
+import tempfile
+import time
 from hashlib import sha256
+from pathlib import Path
 
 import pytest
 from ansible_collections.sendense.backup.plugins.module_utils import digests
@@ -86,6 +94,43 @@ def test_a_file_that_is_no_image_is_said_so(tmp_path):
     (tmp_path / "x").write_bytes(b"x" * 4096)
     with pytest.raises(SendenseError, match="cannot be read again: .*not in qcow2 format"):
         proof.compare(tmp_path / "x", 4096, tree_of(b"x" * 4096), tmp_path / "digests")
+
+
+def servers_of(path):
+    """Return the pids of the qemu-nbd processes that serve that image."""
+    found = []
+    for each in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            words = each.read_bytes().split(b"\0")
+            if words[0] == b"qemu-nbd" and os.fsencode(path) in words:
+                found.append(int(each.parent.name))
+    return found
+
+
+def wait_until(there, seconds):
+    deadline = time.monotonic() + seconds
+    while not there() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return there()
+
+
+def test_a_proof_that_is_killed_takes_its_server_with_it(data, image, tmp_path, monkeypatch):
+    served, keep = image(data), tmp_path / "digests"
+    os.mkfifo(keep)  # whoever opens it to write waits for a reader, so the proof stays where it is
+    monkeypatch.setattr(tempfile, "tempdir", tempfile.mkdtemp(prefix="proof-"))  # the path of a socket has to be short
+    compare = (served, SIZE, tree_of(data), keep)
+    process = multiprocessing.get_context("fork").Process(target=proof.compare, args=compare)
+    process.start()
+    try:
+        assert wait_until(lambda: servers_of(served), 10)
+        process.kill()
+        process.join()
+        assert wait_until(lambda: not servers_of(served), 1)
+    finally:
+        process.kill()
+        for pid in servers_of(served):
+            os.kill(pid, signal.SIGKILL)
+        shutil.rmtree(tempfile.tempdir)
 
 
 def test_the_digest_of_a_file(tmp_path):
