@@ -54,8 +54,11 @@ def backup_line(result: Mapping[str, Any]) -> str:
         return f"{verdict}, nothing was done (check mode){left}"
     disks = result["manifest"]["disks"]
     total = {name: sum(disk[name] for disk in disks) for name in ("provisioned", "read", "written", "stored")}
-    unknown = sum(disk["allocated"] is None for disk in disks)
-    all_read = f", {unknown} of them read whole for want of change tracking" if unknown else ""
+    whole = {
+        "for want of change tracking": sum(disk["map"] == "none" for disk in disks),
+        "because vCenter's map left data out": sum(disk["map"] == "refuted" for disk in disks),
+    }
+    all_read = "".join(f", {count} of them read whole {why}" for why, count in whole.items() if count)
     counted = ", ".join(f"{name} {size(count)}" for name, count in total.items())
     quiet = result["manifest"]["consistency"]["quiesce_achieved"]
     consistency = "" if quiet else ", guest not brought to rest"

@@ -6,9 +6,12 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterable, Iterator
 
 Range = tuple[int, int]
+
+_CHANCE = random.SystemRandom()
 
 
 def normalise(ranges: Iterable[Range], capacity: int, cell: int = 1) -> list[Range]:
@@ -35,6 +38,31 @@ def pieces(ranges: Iterable[Range], size: int) -> Iterator[Range]:
             cut = min(end, (position // size + 1) * size)
             yield position, cut - position
             position = cut
+
+
+def gaps(ranges: Iterable[Range], capacity: int) -> list[Range]:
+    """Return what of *capacity* bytes normalised *ranges* leave out."""
+    found, position = [], 0
+    for offset, length in [*ranges, (capacity, 0)]:
+        if offset > position:
+            found.append((position, offset - position))
+        position = offset + length
+    return found
+
+
+def samples(ranges: list[Range], count: int, cell: int) -> list[Range]:
+    """Return up to *count* cells of *ranges*, which lie on the grid of *cell*: one from each of as many equal parts, by chance."""
+    size = total(ranges)
+    wanted = iter(sorted({int((number + _CHANCE.random()) * size / count) for number in range(count if size else 0)}))
+    found: list[Range] = []
+    before, position = 0, next(wanted, size)
+    for offset, length in ranges:
+        while position < before + length:
+            begin = offset + (position - before) // cell * cell
+            found.append((begin, min(cell, offset + length - begin)))
+            position = next(wanted, size)
+        before += length
+    return sorted(set(found))
 
 
 def total(ranges: Iterable[Range]) -> int:

@@ -27,6 +27,7 @@ except ImportError:
 
 REQUEST = 1 << 20  # bytes; NBD servers differ in what they take beyond 32 MiB, and speed is flat from 64 KiB to 4 MiB
 DEPTH = 8  # requests in flight
+STALLED = 300.0  # seconds without any answer after which a server is given up
 
 ALLOCATION = "base:allocation"
 
@@ -163,6 +164,9 @@ def read_ranges(handle: Any, ranges: Iterable[Range]) -> Iterator[tuple[int, mem
 
 def _oldest(handle: Any, waiting: deque[tuple[int, int, int, bytearray]]) -> tuple[int, memoryview, bytearray]:
     cookie, offset, length, room = waiting.popleft()
+    deadline = time.monotonic() + STALLED
     while not handle.aio_command_completed(cookie):
-        handle.poll(-1)
+        if time.monotonic() > deadline:
+            raise SendenseError(f"no answer within {STALLED:.0f} s to a read of {length} bytes at {offset}")
+        handle.poll(1000)
     return offset, memoryview(room)[:length], room

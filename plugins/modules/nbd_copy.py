@@ -10,7 +10,8 @@ description:
   - Reads all disks of a VM as they are frozen under a snapshot and writes them, in parallel, into the exports of the hub.
   - The copy is a systemd unit of its own on the node, C(sendense-copy-<job>). It outlives the task, its connection and the
     controller; running the task again follows the copy instead of starting another one.
-  - Only what is allocated is read when change tracking is on, otherwise the whole disk. Only what is not zero is written,
+  - Only what vCenter calls allocated is read when change tracking is on, otherwise the whole disk. The rest is sampled, and
+    everything is read if there is data in it. Only what is not zero is written,
     so the exports must be of fresh images.
   - What the source delivers is digested on the way. What the source itself delivers wrongly cannot be seen by a copier.
 author: Contributors to sendense.backup (@sendense)
@@ -110,7 +111,8 @@ transfer:
     disks:
       description:
         - Per disk its C(key); C(provisioned), C(allocated) (null when nobody knows), C(planned), C(read), C(written) and
-          C(zeroed) in bytes; C(seconds), and how many of them were spent waiting for the source, the target or both
+          C(zeroed) in bytes; whether vCenter's C(map) of what is allocated was V(used), V(refuted) by a sample, or V(none)
+          was to be had; C(seconds), and how many of them were spent waiting for the source, the target or both
           (C(waited_*)); and C(tree), the Merkle C(root) over the 64 KiB cells with the nodes of its C(sections).
       type: list
       elements: dict

@@ -70,7 +70,7 @@ def _disk(
     files: Mapping[str, Mapping[str, Any]],
 ) -> dict[str, Any]:
     image = image_file(looked["key"])
-    counted = ("provisioned", "allocated", "read", "written", "zeroed", "seconds")
+    counted = ("provisioned", "allocated", "map", "read", "written", "zeroed", "seconds")
     return {
         **looked,
         "type": "full",

@@ -21,10 +21,9 @@ from typing import Any
 from ansible_collections.sendense.backup.plugins.module_utils.digests import CELL, ZERO, LeafFile, leaves
 from ansible_collections.sendense.backup.plugins.module_utils.errors import SendenseError
 from ansible_collections.sendense.backup.plugins.module_utils.extents import Range, pieces
-from ansible_collections.sendense.backup.plugins.module_utils.nbd_client import REQUEST, libnbd
+from ansible_collections.sendense.backup.plugins.module_utils.nbd_client import REQUEST, STALLED, libnbd
 
 DEPTH = 16  # buffers of REQUEST bytes: 16 MiB a disk, enough in flight for 1 Gbit/s at 100 ms
-STALLED = 300.0  # seconds without any answer after which a copy fails
 _LOOK_EVERY = 1.0  # seconds, when nothing moves, until the word to stop is heard
 
 

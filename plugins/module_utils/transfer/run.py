@@ -21,15 +21,16 @@ from pathlib import Path
 from typing import Any
 
 from ansible_collections.sendense.backup.plugins.module_utils import jobs
-from ansible_collections.sendense.backup.plugins.module_utils.digests import CELL, LeafFile, Tree, tree
+from ansible_collections.sendense.backup.plugins.module_utils.digests import CELL, LeafFile, Tree, is_zero, tree
 from ansible_collections.sendense.backup.plugins.module_utils.errors import SendenseError
-from ansible_collections.sendense.backup.plugins.module_utils.extents import Range, normalise, total
-from ansible_collections.sendense.backup.plugins.module_utils.nbd_client import connect
+from ansible_collections.sendense.backup.plugins.module_utils.extents import Range, gaps, normalise, samples, total
+from ansible_collections.sendense.backup.plugins.module_utils.nbd_client import connect, read_ranges
 from ansible_collections.sendense.backup.plugins.module_utils.transfer.engine import Copy, Progress
 from ansible_collections.sendense.backup.plugins.module_utils.transfer.reader import HttpsSource, served
 
 REQUEST = "request.json"
 STATUS = "status.json"
+SAMPLES = 64  # cells of 64 KiB
 _EVERY = 1.0  # seconds between two status files
 
 
@@ -56,6 +57,7 @@ class _DiskRun(threading.Thread):
         self.progress = Progress()
         self.tree: Tree | None = None
         self.failure = ""
+        self._map = "none" if disk.areas is None else "used"
 
     def run(self) -> None:
         try:
@@ -81,6 +83,7 @@ class _DiskRun(threading.Thread):
                 source = stack.enter_context(connect(reader.uri))
                 target = stack.enter_context(connect(disk.target))
                 _same_size(disk, source.get_size(), target.get_size())
+                self._doubt(source)
                 copy = Copy(source, target, keep, self._stop_all.is_set)
                 self.progress = copy.progress
                 copy.run(self._ranges)
@@ -89,6 +92,13 @@ class _DiskRun(threading.Thread):
                 raise SendenseError(f"{why}; nbdkit said: {words}" if words else str(why)) from None
             return tree(keep, disk.capacity)
 
+    def _doubt(self, source: Any) -> None:
+        """Sample what vCenter calls unallocated: not every version and datastore tells all. Any data there: read everything."""
+        blank = gaps(self._ranges, self._disk.capacity)
+        if any(not is_zero(cell) for _offset, cell in read_ranges(source, samples(blank, SAMPLES, CELL))):
+            self._map = "refuted"
+            self._ranges = [(0, self._disk.capacity)]
+
     def report(self) -> dict[str, Any]:
         """Return what is known of this disk now, as it stands in the status file."""
         seconds = time.monotonic() - self._began if self._seconds is None else self._seconds
@@ -96,6 +106,7 @@ class _DiskRun(threading.Thread):
             "key": self._disk.key,
             "provisioned": self._disk.capacity,
             "allocated": None if self._disk.areas is None else total(self._disk.areas),
+            "map": self._map,
             "planned": total(self._ranges),
             "seconds": round(seconds, 2),
             **self.progress.report(),

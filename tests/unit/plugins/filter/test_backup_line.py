@@ -11,8 +11,8 @@ MANIFEST = {
     "point": "20261123T140102Z",
     "consistency": {"quiesce_requested": "prefer", "quiesce_achieved": True, "quiesce_reason": ""},
     "disks": [
-        {"provisioned": 20 << 30, "read": 1 << 30, "written": 512 << 20, "stored": 513 << 20, "allocated": 1 << 30},
-        {"provisioned": 1536, "read": 1536, "written": 1024, "stored": 200, "allocated": None},
+        {"provisioned": 20 << 30, "read": 1 << 30, "written": 512 << 20, "stored": 513 << 20, "map": "used"},
+        {"provisioned": 1536, "read": 1536, "written": 1024, "stored": 200, "map": "none"},
     ],
 }
 OK = {"failure": None, "manifest": MANIFEST, "deaths": [], "left": []}
@@ -36,10 +36,16 @@ RESTLESS = {"quiesce_requested": "prefer", "quiesce_achieved": False, "quiesce_r
             id="a small disk is told in small units",
         ),
         pytest.param(
-            OK | {"manifest": MANIFEST | {"disks": [MANIFEST["disks"][0] | {"provisioned": 3 << 40, "allocated": 0}]}},
+            OK | {"manifest": MANIFEST | {"disks": [MANIFEST["disks"][0] | {"provisioned": 3 << 40}]}},
             "ok full 20261123T140102Z, 1 disk(s): "
             "provisioned 3.0 TiB, read 1.0 GiB, written 512.0 MiB, stored 513.0 MiB",
             id="a large one in large units",
+        ),
+        pytest.param(
+            OK | {"manifest": MANIFEST | {"disks": [MANIFEST["disks"][0] | {"map": "refuted"}]}},
+            "ok full 20261123T140102Z, 1 disk(s), 1 of them read whole because vCenter's map left data out: "
+            "provisioned 20.0 GiB, read 1.0 GiB, written 512.0 MiB, stored 513.0 MiB",
+            id="a map that was not believed is told",
         ),
         pytest.param(
             OK | {"manifest": MANIFEST | {"disks": MANIFEST["disks"][:1], "consistency": RESTLESS}},

@@ -7,7 +7,7 @@ from __future__ import annotations
 from itertools import pairwise
 
 import pytest
-from ansible_collections.sendense.backup.plugins.module_utils.extents import normalise, pieces, total
+from ansible_collections.sendense.backup.plugins.module_utils.extents import gaps, normalise, pieces, samples, total
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -40,6 +40,26 @@ def test_pieces_are_the_same_bytes_cut_at_multiples(given_ranges, size):
     assert [byte for one in cut for byte in sorted(covered([one]))] == sorted(covered(whole))
     assert all(offset // size == (offset + length - 1) // size for offset, length in cut)
     assert total(cut) == total(whole) == len(covered(whole))
+
+
+@given(ranges)
+def test_gaps_are_what_the_ranges_leave_out(given_ranges):
+    used = normalise(given_ranges, CAPACITY)
+    assert covered(gaps(used, CAPACITY)) == set(range(CAPACITY)) - covered(used)
+
+
+@given(ranges, st.integers(1, 20), st.sampled_from([1, 8, 64]))
+def test_samples_are_cells_of_the_ranges_spread_over_all_of_them(given_ranges, count, cell):
+    blank = gaps(normalise(given_ranges, CAPACITY, cell), CAPACITY)
+    found = samples(blank, count, cell)
+    assert covered(found) <= covered(blank)
+    assert all(offset % cell == 0 and length <= cell for offset, length in found)
+    assert len(found) <= count
+    assert bool(found) == bool(blank)
+    if count >= total(blank):
+        assert covered(samples(blank, total(blank) or 1, 1)) == covered(blank), (
+            "as many samples as bytes are all of them"
+        )
 
 
 @pytest.mark.parametrize(

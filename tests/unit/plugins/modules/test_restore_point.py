@@ -56,7 +56,7 @@ def finish(images):
         raw.unlink()
         leaves = digests.leaves(memoryview(content))
         every = ((at // 32, leaves[at : at + 32]) for at in range(0, len(leaves), 32))
-        counted = dict.fromkeys(("read", "written", "zeroed"), 0) | {"allocated": None, "seconds": 0.1}
+        counted = dict.fromkeys(("read", "written", "zeroed"), 0) | {"allocated": None, "map": "none", "seconds": 0.1}
         tree = asdict(digests.tree(every, each["size"]))
         copies.append({"key": each["key"], "provisioned": each["size"], "tree": tree, **counted})
     disks = [disk | {"change_id": None} for disk in VM["disks"]]

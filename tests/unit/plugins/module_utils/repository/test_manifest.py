@@ -34,7 +34,7 @@ def run(**changes):
         "after": looked | {"host": {"moref": "host-2", "name": "esx2"}},
         "copies": [
             {
-                "key": 2000, "provisioned": 1536, "allocated": None, "planned": 1536, "read": 1536, "written": 1024,
+                "key": 2000, "provisioned": 1536, "allocated": None, "map": "none", "planned": 1536, "read": 1536, "written": 1024,
                 "zeroed": 512, "seconds": 0.5, "tree": {"root": "5a", "section_size": 65536, "sections": {}},
             }
         ],
@@ -61,7 +61,7 @@ def test_a_manifest_says_all_that_is_needed_to_rebuild_the_vm_and_to_trust_its_i
                 "key": 2000, "capacity": 1536, "path": "[ds] a.vmdk", "label": "Hard disk 1", "type": "full",
                 "reason": "a full backup was asked for", "image": "disk-2000.qcow2", "digests": "disk-2000.digests",
                 "root": "5a", "change_id": "52 de/7", "source": "[ds] a.vmdk", "stored": 196_608,
-                "provisioned": 1536, "allocated": None, "read": 1536, "written": 1024, "zeroed": 512, "seconds": 0.5,
+                "provisioned": 1536, "allocated": None, "map": "none", "read": 1536, "written": 1024, "zeroed": 512, "seconds": 0.5,
             }
         ],
         "files": files,

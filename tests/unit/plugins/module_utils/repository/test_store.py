@@ -63,7 +63,14 @@ def finished(repository, leases, tmp_path):
             every = ((at // 32, leaves[at : at + 32]) for at in range(0, len(leaves), 32))
             tree = json.loads(json.dumps(asdict(digests.tree(every, DISKS[key]))))  # as a module hands it on
             moved = dict.fromkeys(("read", "written"), DISKS[key])
-            counted = {"provisioned": DISKS[key], "allocated": None, "zeroed": 0, "seconds": 0.1, **moved}
+            counted = {
+                "provisioned": DISKS[key],
+                "allocated": None,
+                "map": "none",
+                "zeroed": 0,
+                "seconds": 0.1,
+                **moved,
+            }
             copies.append({"key": key, "tree": tree, **counted})
         disks = [
             {"key": key, "capacity": size, "path": f"[ds] {key}.vmdk", "label": f"Hard disk {key}"}

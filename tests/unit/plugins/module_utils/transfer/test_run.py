@@ -70,6 +70,19 @@ def test_all_disks_arrive_and_the_status_tells_of_each(datastore, disk, places, 
     assert one["tree"] == asdict(whole)
 
 
+def test_a_map_that_leaves_data_out_is_not_believed(datastore, disk, places, tmp_path):
+    status = copy([disk(2000, areas=[(0, 1 << 20)])], *places)
+    assert status["state"] == "done"
+    assert status["disks"][0]["map"] == "refuted"
+    assert status["disks"][0]["read"] == SIZE
+    assert identical(datastore, tmp_path, 2000)
+
+
+def test_a_map_that_holds_is_used(disk, places):
+    status = copy([disk(2016, size=16 << 20, areas=[(0, SIZE)]), disk(2000)], *places)
+    assert [each["map"] for each in status["disks"]] == ["used", "none"]
+
+
 def test_nothing_is_left_but_the_status_file(disk, places):
     status = copy([disk(2000)], *places)
     folder, work = places
