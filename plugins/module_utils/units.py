@@ -120,7 +120,9 @@ def words(name: str) -> str:
     earlier run of the same name said is left out by its time.
     """
     run(["journalctl", "--sync"])
-    began = run(["systemctl", "show", "--timestamp=us+utc", "--property=InactiveExitTimestamp", "--value", f"{name}.service"])
+    began = run(
+        ["systemctl", "show", "--timestamp=us+utc", "--property=InactiveExitTimestamp", "--value", f"{name}.service"]
+    )
     since = [f"--since={began.strip()}"] if began.strip() else []
     said = run(["journalctl", "--quiet", "--no-pager", "--output=cat", "--lines=8", *since, "_TRANSPORT=stdout",
                 f"_SYSTEMD_UNIT={name}.service"])  # fmt: skip
