@@ -4,6 +4,11 @@
 
 from __future__ import annotations
 
+import json
+import time
+
+import pytest
+
 JOB = "pgtest1-5029f3ab-20261123T140102Z"
 
 
@@ -29,6 +34,21 @@ def test_an_export_that_had_died_fails_the_stop_once_it_was_dealt_with(run_modul
     assert told["failed"]
     assert f"sendense-export-{JOB}-2000 killed by SIGKILL (oops)" in told["msg"]
     assert not run_module("nbd_export", gone, prefix=private_run)["changed"]
+
+
+@pytest.mark.parametrize("state", ["present", "absent"])
+@pytest.mark.usefixtures("systemd")
+def test_the_leases_of_the_job_are_renewed(run_module, private_run, tmp_path, state):
+    (tmp_path / "systemd" / "systemd-run").write_text("#!/bin/sh\nexit 1\n", encoding="utf-8")
+    (tmp_path / "systemd" / "systemd-run").chmod(0o755)
+    (folder := tmp_path / "run" / "sendense" / "leases").mkdir(parents=True)
+    lease = {"thing": "vm-x", "job": JOB, "controller": "boot/ns/1/2", "expires": 1.0}
+    (folder / "vm-x").write_text(json.dumps(lease), encoding="utf-8")
+    wish = [{"key": 2000, "image": str(tmp_path / "d.qcow2"), "name": f"{JOB}-disk0", "size": 512}]
+    run_module("nbd_export", {"job": JOB, "state": state, "exports": wish}, prefix=private_run)
+    found = json.loads((folder / "vm-x").read_text(encoding="utf-8"))
+    assert found.pop("expires") > time.time()
+    assert found == {key: value for key, value in lease.items() if key != "expires"}
 
 
 def test_what_is_no_job_is_refused(run_module):
