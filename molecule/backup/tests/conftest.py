@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,13 +18,11 @@ from typing import Any
 
 import pytest
 
+from lab import simulator
+from lab.compare import Compared, compare
+from lab.instance import Lab
+
 PROJECT = Path(os.environ["MOLECULE_PROJECT_DIRECTORY"])
-sys.path.insert(0, str(PROJECT))
-
-from lab import simulator  # noqa: E402
-from lab.compare import Compared, compare  # noqa: E402
-from lab.instance import Lab  # noqa: E402
-
 PATIENCE = 120.0  # seconds that a state may take to come about
 
 
