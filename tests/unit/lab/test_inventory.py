@@ -7,12 +7,11 @@ import importlib.util
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from .conftest import ROOT
-
-SCRIPT = ROOT / "inventories" / "lab" / "inventory.py"
+SCRIPT = Path(__file__).resolve().parents[3] / "inventories" / "lab" / "inventory.py"
 
 
 @pytest.fixture
