@@ -154,9 +154,12 @@ def test_a_vm_without_its_uuid_is_said_so(point):
     assert "option vm has no instance_uuid" in point("partial", vm={"name": "pgtest1"})["msg"]
 
 
-def test_an_altered_image_is_not_published_and_the_lock_stays_for_the_cleanup(point, info):
+def test_an_altered_image_is_not_published_and_the_lock_stays_for_the_cleanup(point, info, tmp_path):
     made = point("partial")
     said = finish(made["images"])
+    lock = tmp_path / "run" / "sendense" / "leases" / f"vm-{UUID}"
+    lock.write_text(json.dumps(json.loads(lock.read_text()) | {"expires": 1.0}), encoding="utf-8")
+    assert [each["dead"] for each in info()["unfinished"]] == [True]
     write = "write -q -P 0 0 512"
     subprocess.run(["qemu-io", "-f", "qcow2", "-c", write, made["images"][0]["image"]], check=True)
     failed = point("published", **said)
@@ -164,6 +167,7 @@ def test_an_altered_image_is_not_published_and_the_lock_stays_for_the_cleanup(po
     assert failed["msg"].startswith("disk 2000: ")
     told = info()
     assert (told["points"], [each["job"] for each in told["unfinished"]]) == ([], [JOB])
+    assert [each["dead"] for each in told["unfinished"]] == [False], "proving takes long, so the lock is renewed"
 
 
 def test_a_repository_that_cannot_be_written_to_leaves_nothing(point, info, tmp_path):
