@@ -25,7 +25,8 @@ from pathlib import Path
 from ansible_collections.sendense.backup.plugins.module_utils import jobs, units
 from ansible_collections.sendense.backup.plugins.module_utils.errors import Refused
 
-TTL = 15 * 60  # seconds; every step of a job renews its leases
+TTL = 15 * 60  # seconds; the acts of a job on this host renew its leases
+GRACE = 12 * 60 * 60  # seconds; less than a day, so that a daily run takes over from one that died
 PORTS = (10100, 10200)  # the range of the system that our users come from; role hub and tunnel open the same
 
 
@@ -58,8 +59,13 @@ class Leases:
         return [lease for lease in found if lease and lease.job == job]
 
     def dead(self, lease: Lease) -> bool:
-        """Whether the owner of *lease* is proven dead by what this host knows: expired, and nothing of it is at work."""
-        return lease.expires < time.time() and not self.at_work(lease.job)
+        """Whether the owner of *lease* is proven dead by what this host knows: expired, and nothing of it is at work.
+
+        While its exports stand it has GRACE more: it may wait for the removal of its snapshot, of which this host sees
+        nothing.
+        """
+        exports = any(units.read(name).running for name in units.names(lease.job, "export"))
+        return lease.expires + (GRACE if exports else 0) < time.time() and not self.at_work(lease.job)
 
     def at_work(self, job: str) -> bool:
         """Whether a unit of *job* does something on this host.

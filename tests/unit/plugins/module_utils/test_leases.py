@@ -14,7 +14,7 @@ from dataclasses import replace
 import pytest
 from ansible_collections.sendense.backup.plugins.module_utils import units
 from ansible_collections.sendense.backup.plugins.module_utils.errors import Refused
-from ansible_collections.sendense.backup.plugins.module_utils.leases import PORTS, TTL, Leases
+from ansible_collections.sendense.backup.plugins.module_utils.leases import GRACE, PORTS, TTL, Leases
 
 ONE, TWO = "pgtest1-5029f3ab-20261123T140102Z", "thin1-50aa0000-20261123T140102Z"
 LOCK = "vm-5029f3ab-1c2d-4e3f-8a9b-0c1d2e3f4a5b"
@@ -25,9 +25,9 @@ def leases(tmp_path, systemd):
     return Leases(tmp_path / "leases")
 
 
-def let_expire(tmp_path, thing):
+def let_expire(tmp_path, thing, ago=1):
     path = tmp_path / "leases" / thing
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"expires": time.time() - 1}))
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"expires": time.time() - ago}))
 
 
 def test_one_thing_has_one_holder(leases):
@@ -71,12 +71,19 @@ def expired_export(leases, tmp_path, systemd):
     """Return the lock and the port of a job whose leases have expired while its export runs."""
     lock, (port,) = leases.take(LOCK, ONE), leases.take_ports(ONE, [None])
     for thing in (LOCK, f"port-{port}"):
-        let_expire(tmp_path, thing)
+        let_expire(tmp_path, thing, ago=GRACE + 1)
     systemd(f"sendense-export-{ONE}-2000")
     return replace(lock, expires=leases.held(LOCK).expires), port
 
 
-def test_an_export_to_which_nobody_is_connected_is_no_sign_of_life(leases, expired_export):
+def test_a_job_whose_exports_stand_may_wait_for_its_snapshot_to_go(leases, expired_export, tmp_path):
+    let_expire(tmp_path, LOCK, ago=GRACE - 60)
+    assert not leases.dead(leases.held(LOCK))
+    with pytest.raises(Refused):
+        leases.take(LOCK, TWO)
+
+
+def test_an_export_to_which_nobody_is_connected_is_no_sign_of_life_for_ever(leases, expired_export):
     lock, port = expired_export
     with socket.create_server(("127.0.0.1", port)):
         assert leases.dead(lock)
