@@ -64,8 +64,11 @@ class Leases:
         While its exports stand it has GRACE more: it may wait for the removal of its snapshot, of which this host sees
         nothing.
         """
+        over = time.time() - lease.expires
+        if over <= 0 or self.at_work(lease.job):
+            return False
         exports = any(units.read(name).running for name in units.names(lease.job, "export"))
-        return lease.expires + (GRACE if exports else 0) < time.time() and not self.at_work(lease.job)
+        return over > GRACE or not exports
 
     def at_work(self, job: str) -> bool:
         """Whether a unit of *job* does something on this host.
