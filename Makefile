@@ -32,9 +32,11 @@ lab: venv ## Raise the lab: hub1, node1 and a vCenter
 	/usr/bin/python3 -m lab up
 
 lab-ssh: ## A shell, or CMD=..., on HOST=hub1|node1
+	@: $${HOST:?Say which one: HOST=hub1 or HOST=node1}
 	@/usr/bin/python3 -m lab ssh $(HOST) $${CMD:+"$$CMD"}
 
 lab-reset: ## A fresh machine in the place of HOST=hub1|node1
+	@: $${HOST:?Say which one: HOST=hub1 or HOST=node1}
 	/usr/bin/python3 -m lab reset $(HOST)
 
 lab-down: ## Take the lab down; nothing is left

@@ -43,7 +43,7 @@ class ActionModule(ActionBase):
         name = self._task.resolved_action or self._task.action
         arguments = self._complete(name.rpartition(".")[2], self._task.args)
         result = self._once(name, arguments, task_vars)
-        lost = 0
+        lost, followed = 0, result.get("transfer", {}).get("state") == "running"
         while result.get("transfer", {}).get("state") == "running":
             self._show(result["transfer"], task_vars or {})
             again = self._once(name, arguments, task_vars)
@@ -53,6 +53,8 @@ class ActionModule(ActionBase):
                 time.sleep(PAUSE)
             else:
                 result = {**again, "changed": True}
+        if followed and not result.get("failed"):
+            self._show(result["transfer"], task_vars or {})
         return result
 
     def _complete(self, module: str, given: dict[str, Any]) -> dict[str, Any]:

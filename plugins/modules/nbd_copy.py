@@ -123,7 +123,7 @@ tools:
   type: dict
 """
 
-from ansible.module_utils.basic import AnsibleModule, missing_required_lib
+from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.sendense.backup.plugins.module_utils import jobs
 from ansible_collections.sendense.backup.plugins.module_utils.errors import FAILURES, sentence
 from ansible_collections.sendense.backup.plugins.module_utils.transfer import copy_unit
@@ -132,7 +132,6 @@ from ansible_collections.sendense.backup.plugins.module_utils.transfer.run impor
 from ansible_collections.sendense.backup.plugins.module_utils.vsphere import cbt, datastore
 from ansible_collections.sendense.backup.plugins.module_utils.vsphere.session import (
     OPTIONS,
-    PYVMOMI_ERROR,
     VCenter,
     session,
 )
@@ -205,8 +204,6 @@ def main() -> None:
         required_if=[("state", "present", ["vm", "datacenter", "disks"])],
         supports_check_mode=True,
     )
-    if PYVMOMI_ERROR:
-        module.fail_json(msg=missing_required_lib("pyVmomi"), exception=PYVMOMI_ERROR)
     try:
         jobs.point_id(module.params["job"])
         module.exit_json(**(present if module.params["state"] == "present" else absent)(module))

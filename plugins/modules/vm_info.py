@@ -166,14 +166,13 @@ refusals:
   sample: ["VM gold is a template: convert it to a VM, or leave it out"]
 """
 
-from ansible.module_utils.basic import AnsibleModule, missing_required_lib
+from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.sendense.backup.plugins.module_utils import jobs
 from ansible_collections.sendense.backup.plugins.module_utils.errors import FAILURES, sentence
 from ansible_collections.sendense.backup.plugins.module_utils.vsphere.lookup import describe, find
 from ansible_collections.sendense.backup.plugins.module_utils.vsphere.refusals import refusals
 from ansible_collections.sendense.backup.plugins.module_utils.vsphere.session import (
     OPTIONS,
-    PYVMOMI_ERROR,
     VCenter,
     session,
 )
@@ -196,8 +195,6 @@ def main() -> None:
         required_one_of=[WAYS],
         supports_check_mode=True,
     )
-    if PYVMOMI_ERROR:
-        module.fail_json(msg=missing_required_lib("pyvmomi"), exception=PYVMOMI_ERROR)
     try:
         with session(VCenter.of(module.params)) as vcenter:
             vm = describe(vcenter, find(vcenter, **{way: module.params[way] for way in WAYS}))

@@ -105,14 +105,13 @@ vm:
 from dataclasses import asdict
 from typing import Any
 
-from ansible.module_utils.basic import AnsibleModule, missing_required_lib
+from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.sendense.backup.plugins.module_utils import jobs
 from ansible_collections.sendense.backup.plugins.module_utils.errors import FAILURES, SendenseError, sentence
 from ansible_collections.sendense.backup.plugins.module_utils.vsphere import snapshot
 from ansible_collections.sendense.backup.plugins.module_utils.vsphere.lookup import describe, exists
 from ansible_collections.sendense.backup.plugins.module_utils.vsphere.session import (
     OPTIONS,
-    PYVMOMI_ERROR,
     VCenter,
     end_session,
     session,
@@ -186,8 +185,6 @@ def main() -> None:
         },
         supports_check_mode=True,
     )
-    if PYVMOMI_ERROR:
-        module.fail_json(msg=missing_required_lib("pyvmomi"), exception=PYVMOMI_ERROR)
     job, vm, state, quiesce = (module.params[name] for name in ("job", "vm", "state", "quiesce"))
     try:
         jobs.point_id(job)  # refuses what is no job id

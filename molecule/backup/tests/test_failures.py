@@ -40,6 +40,7 @@ REFUSALS = {
         ["-e", "vm_name=pgtest1", "-e", "backup_repository=/nowhere"],
         r"there is no repository at /nowhere",
     ),
+    "an empty name": (["-e", "vm_name="], r"vm_name is empty"),
     "no VM selected": (["--limit=hub1"], r"No VM is selected"),
     "two ways to select": (["-e", "vm_name=pgtest1", "--limit=thin1"], r"not both"),
 }

@@ -14,7 +14,6 @@ import json
 import socket
 import ssl
 import time
-import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -30,12 +29,11 @@ from ansible_collections.sendense.backup.plugins.module_utils.errors import Send
 vim: Any = None
 vmodl: Any = None
 SoapStubAdapter: Any = None
-PYVMOMI_ERROR: str | None = None  # why pyvmomi cannot be imported, for missing_required_lib
 try:
     from pyVmomi import vim, vmodl
     from pyVmomi.SoapAdapter import SoapStubAdapter
 except ImportError:
-    PYVMOMI_ERROR = traceback.format_exc()
+    pass  # Session says so in our own words
 
 API = "vim.version.version11"  # vSphere 6.5, the first with CreateSnapshotEx; newer servers answer as they did then
 CONNECT_TIMEOUT = 10.0  # seconds, TLS included
@@ -108,7 +106,7 @@ class Session:
     """One login at one vCenter. Made by session(); every call goes through call() or retrieve()."""
 
     def __init__(self, vcenter: VCenter, keep: Path | None = None) -> None:
-        if PYVMOMI_ERROR:
+        if vim is None:
             raise SendenseError("python3-pyvmomi is not installed on this host; run the provision playbook")
         self.vcenter = vcenter
         self._keep = keep
