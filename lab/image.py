@@ -6,17 +6,30 @@
 from __future__ import annotations
 
 import os
+import platform
+from functools import cache
 from pathlib import Path
 
 from lab.cache import Tool, built, fingerprint
 from lab.instance import Lab
+from lab.shell import LabError, run
 
 RECIPE = Path(__file__).parent / "machines"
 SUITE = "trixie"
 
 
+@cache
 def mirror() -> str:
-    return os.environ.get("SENDENSE_LAB_MIRROR") or "http://deb.debian.org/debian"
+    """The Debian mirror that this host's own apt uses, or the one that the environment names."""
+    if named := os.environ.get("SENDENSE_LAB_MIRROR"):
+        return named
+    codename = platform.freedesktop_os_release().get("VERSION_CODENAME", "")
+    wish = ["--no-release-info", "--format", "$(REPO_URI) $(RELEASE) $(COMPONENT)", "Created-By: Packages"]
+    for line in run(["apt-get", "indextargets", *wish], what="asking apt for this host's mirror").splitlines():
+        uri, release, component = line.split()
+        if release in (codename, "stable") and component == "main":
+            return uri.rstrip("/")
+    raise LabError(f"apt names no mirror of Debian {codename} on this host; name one in SENDENSE_LAB_MIRROR")
 
 
 def packages() -> list[str]:
