@@ -67,8 +67,7 @@ class Leases:
         over = time.time() - lease.expires
         if over <= 0 or self.at_work(lease.job):
             return False
-        exports = any(units.read(name).running for name in units.names(lease.job, "export"))
-        return over > GRACE or not exports
+        return over > GRACE or not units.any_running(lease.job, "export")
 
     def at_work(self, job: str) -> bool:
         """Whether a unit of *job* does something on this host.

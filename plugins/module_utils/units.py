@@ -91,9 +91,9 @@ def names(job: str, kind: str = "*") -> list[str]:
     return sorted(re.sub(r"\.service$", "", line.split()[0]) for line in listed.splitlines() if line.strip())
 
 
-def any_running(job: str) -> bool:
-    """Whether a unit of *job* runs on this host."""
-    return any(read(name).running for name in names(job))
+def any_running(job: str, kind: str = "*") -> bool:
+    """Whether a unit of *job*, of that kind, runs on this host."""
+    return any(read(name).running for name in names(job, kind))
 
 
 def stop(name: str) -> Unit:

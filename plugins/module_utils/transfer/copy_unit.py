@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ansible_collections.sendense.backup.plugins.module_utils import jobs, units
-from ansible_collections.sendense.backup.plugins.module_utils.commands import CommandFailed, run
+from ansible_collections.sendense.backup.plugins.module_utils.commands import run
 from ansible_collections.sendense.backup.plugins.module_utils.errors import SendenseError
 from ansible_collections.sendense.backup.plugins.module_utils.transfer import run as runner
 
@@ -114,10 +114,7 @@ def follow(job: str, seconds: float) -> dict[str, Any]:
 
 def tools() -> dict[str, str]:
     """Return the versions of what reads and moves the data on this node."""
-    try:
-        return {"nbdkit": run(["nbdkit", "--version"]).strip()}
-    except CommandFailed as failed:
-        raise SendenseError(str(failed)) from None
+    return {"nbdkit": run(["nbdkit", "--version"]).strip()}
 
 
 def leftovers(job: str) -> list[Path]:
