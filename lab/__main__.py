@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from lab import compare as comparison
-from lab import deps, image, machine, network, simulator
+from lab import deps, image, machine, network, simulator, vddk
 from lab.cache import remove
 from lab.instance import DEFAULT_MACHINES, Lab, here, is_node, machine_number, only_one_command, write_json
 from lab.network import Subnet
@@ -34,6 +34,7 @@ def up(lab: Lab, arguments: argparse.Namespace) -> None:
         machine_image = builders.submit(image.image, lab)
         program = None if arguments.without_vcenter else builders.submit(simulator.binary, lab)
         disks = None if arguments.without_vcenter else builders.submit(simulator.guests, lab)
+        library = builders.submit(vddk.archive, lab)
         net = network.claim(lab)
         machine.ssh_key(lab)
         network.raise_bridges(lab, net)
@@ -46,12 +47,12 @@ def up(lab: Lab, arguments: argparse.Namespace) -> None:
         for name in names:
             if name in started:
                 network.warn_when_shut_in(lab, name)
-        write_json(lab.lab_json, description(lab, net, names))
+        write_json(lab.lab_json, description(lab, net, names, library.result()))
     done = f"{', '.join(started)} started" if started else "everything was up already"
     say(f"up in {time.monotonic() - start:.1f} s: {done}; described in {lab.lab_json}")
 
 
-def description(lab: Lab, net: Subnet, names: list[str]) -> dict[str, Any]:
+def description(lab: Lab, net: Subnet, names: list[str], library: Path) -> dict[str, Any]:
     """What build/lab.json says."""
     machines = [
         {
@@ -71,6 +72,7 @@ def description(lab: Lab, net: Subnet, names: list[str]) -> dict[str, Any]:
         "known_hosts": str(lab.known_hosts),
         "host_keys": {name: machine.public(machine.host_key(lab, name)) for name in names},
         "vcenter": simulator.description(lab, net) if simulator.answers(lab) else None,
+        "vddk": vddk.description(library),
     }
 
 
@@ -156,7 +158,7 @@ def status(lab: Lab, arguments: argparse.Namespace) -> None:
     for one, other in sorted(network.kept_apart(lab, net)) if network.exists(network.bridge(lab, "lan")) else ():
         print(f"cut between {one} and {other}")
     if simulator.answers(lab):
-        print(f"vcenter  running  {net.vcenter_server!s:16} {', '.join(simulator.vm_names(lab))}")
+        print(f"vcenter  running  {net.vcenter_server!s:16} {', '.join(vm['name'] for vm in simulator.inventory(lab))}")
     else:
         print("vcenter  stopped")
 
@@ -200,25 +202,41 @@ def compare(lab: Lab, arguments: argparse.Namespace) -> None:
 
 
 def knob(lab: Lab, arguments: argparse.Namespace) -> None:
-    """Show vCenter's knobs after turning those that are named; values are JSON, or plain words."""
+    """Show vCenter's knobs after turning those that are named."""
     if not arguments.settings:
         show(simulator.ask(lab, "GET", "/knob"))
         return
-    wanted = {}
-    for setting in arguments.settings:
-        name, equals, value = setting.partition("=")
+    tell(lab, "/knob", settings(arguments.settings))
+
+
+def settings(words: list[str]) -> dict[str, Any]:
+    """What NAME=VALUE words say; a value is JSON, or plain words."""
+    found: dict[str, Any] = {}
+    for word in words:
+        name, equals, value = word.partition("=")
         if not equals:
-            raise LabError(f"{setting!r} turns no knob: write NAME=VALUE")
+            raise LabError(f"{word!r} sets nothing: write NAME=VALUE")
         try:
-            wanted[name] = json.loads(value)
+            found[name] = json.loads(value)
         except ValueError:
-            wanted[name] = value
-    show(simulator.ask(lab, "POST", "/knob", body=json.dumps(wanted).encode()))
+            found[name] = value
+    return found
+
+
+def tell(lab: Lab, path: str, wanted: dict[str, Any]) -> None:
+    show(simulator.ask(lab, "POST", path, body=json.dumps(wanted).encode()))
+
+
+def change_vm(lab: Lab, arguments: argparse.Namespace) -> None:
+    tell(lab, "/vm", {"vm": arguments.vm, **settings(arguments.settings)})
+
+
+def change_disk(lab: Lab, arguments: argparse.Namespace) -> None:
+    tell(lab, "/disk", {"vm": arguments.vm, "key": arguments.key, **settings(arguments.settings)})
 
 
 def cbt(lab: Lab, arguments: argparse.Namespace) -> None:
-    wanted = {"vm": arguments.vm, "enabled": arguments.state == "on"}
-    show(simulator.ask(lab, "POST", "/cbt", body=json.dumps(wanted).encode()))
+    tell(lab, "/cbt", {"vm": arguments.vm, "enabled": arguments.state == "on"})
 
 
 def parser() -> argparse.ArgumentParser:
@@ -263,6 +281,13 @@ def parser() -> argparse.ArgumentParser:
     )
     one = word("knob", knob, "show or turn vCenter's knobs: latency, faults, quiescing")
     one.add_argument("settings", nargs="*", metavar="NAME=VALUE")
+    one = word("vm", change_vm, "change a VM: registered=false, host=DC0_C0_H1, consolidation_needed=true")
+    one.add_argument("vm", metavar="VM")
+    one.add_argument("settings", nargs="+", metavar="NAME=VALUE")
+    one = word("disk", change_disk, "change a VM's disk: readable=false, grow_at_snapshot=65536")
+    one.add_argument("vm", metavar="VM")
+    one.add_argument("key", type=int, metavar="KEY", help="the disk's device key, such as 2000")
+    one.add_argument("settings", nargs="+", metavar="NAME=VALUE")
     one = word("cbt", cbt, "switch a VM's change tracking")
     one.add_argument("vm", metavar="VM")
     one.add_argument("state", choices=("on", "off"))

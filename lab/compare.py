@@ -40,9 +40,13 @@ HEADER = f"{'disk':>6}  {'bytes of truth':>14}  {'bytes in image':>14}  {'stored
 
 def points(lab: Lab, vm: str, hub: str = "hub1") -> list[Path]:
     """The folders of a VM's published restore points on a hub, oldest first."""
-    found = [each for each in json.loads(simulator.ask(lab, "GET", "/vms"))["vms"] if each["name"] == vm]
+    found = [each for each in simulator.inventory(lab) if vm in (each["name"], each["path"], each["moref"])]
     if not found:
         raise LabError(f"there is no VM {vm} in the lab; `python3 -m lab vms` lists them")
+    if len(found) > 1:
+        raise LabError(
+            f"{len(found)} VMs are named {vm}: say which by path: {', '.join(each['path'] for each in found)}"
+        )
     folder = lab.root(hub) / REPOSITORY / "vms" / found[0]["instance_uuid"]
     return sorted(path for path in folder.glob("*Z") if (path / "manifest.json").exists())
 
@@ -53,7 +57,8 @@ def compare(lab: Lab, vm: str) -> tuple[Path, list[Compared]]:
     if not made:
         raise LabError(f"hub1 holds no restore point of {vm}")
     manifest = json.loads((made[-1] / "manifest.json").read_text())
-    query = {"vm": vm, "snapshot": f"sendense-{manifest['job']}"}
+    taker = "sbak" if manifest["transport"] == "client" else "sendense"
+    query = {"vm": vm, "snapshot": f"{taker}-{manifest['job']}"}
     truth = json.loads(simulator.ask(lab, "GET", "/truth", query))
     images = {disk["key"]: made[-1] / disk["image"] for disk in manifest["disks"]}
     if set(images) != {disk["key"] for disk in truth["disks"]}:

@@ -17,7 +17,9 @@ from lab.shell import run, say, succeeds
 # package: what `dpkg-query` calls it; all are in Debian 12 and 13.
 PACKAGES = (
     "debian-archive-keyring",
+    "gcc",
     "iproute2",
+    "libc6-dev",
     "mmdebstrap",
     "nftables",
     "openssh-client",

@@ -120,7 +120,9 @@ def furnish(lab: Lab, net: Subnet, name: str) -> None:
 def hosts(net: Subnet, name: str) -> str:
     lines = ["127.0.0.1 localhost", "::1 localhost ip6-localhost", f"{net.address(name)} {name}"]
     if is_node(name):
-        lines.append(f"{net.vcenter_server} vcenter.lab.example vcenter")
+        lines.append(
+            f"{net.vcenter_server} vcenter.lab.example vcenter DC0_C0_H0 DC0_C0_H1"
+        )  # the hosts' NFC answers there
     return "\n".join(lines) + "\n"
 
 

@@ -156,6 +156,7 @@ def raise_vcenter(lab: Lab, net: Subnet, program: Path, disks: Path) -> bool:
             f"--net={network.NETNS / network.namespace(lab, NAME)}",
             program / "lab-vcenter",
             *("--listen", f"{net.vcenter_server}:443"),
+            *("--nfc", f"{net.vcenter_server}:902"),
             *("--user", USER),
             *("--password-file", files.password),
             *("--cert", files.certificate),
@@ -284,7 +285,7 @@ def ask(lab: Lab, method: str, path: str, query: Mapping[str, Any] | None = None
 
 def description(lab: Lab, net: Subnet) -> dict[str, Any]:
     """What build/lab.json says of vCenter."""
-    files = Files(lab)
+    files, vms = Files(lab), inventory(lab)
     return {
         "url": f"https://{net.vcenter_server}",
         "hostname": str(net.vcenter_server),
@@ -292,11 +293,14 @@ def description(lab: Lab, net: Subnet) -> dict[str, Any]:
         "password_file": str(files.password),
         "ca_file": str(files.ca),
         "datastores": {name: str(files.datastores / name) for name in DATASTORES},
-        "vms": vm_names(lab),
+        "vms": [vm["name"] for vm in vms if not vm["odd"]],
+        "odd": list(dict.fromkeys(vm["name"] for vm in vms if vm["odd"])),  # names repeat there
         "truth": str(lab.truth),
         "control": str(files.control),
     }
 
 
-def vm_names(lab: Lab) -> list[str]:
-    return [vm["name"] for vm in json.loads(ask(lab, "GET", "/vms"))["vms"]]
+def inventory(lab: Lab) -> list[dict[str, Any]]:
+    """The VMs as vCenter's control socket tells of them."""
+    vms: list[dict[str, Any]] = json.loads(ask(lab, "GET", "/vms"))["vms"]
+    return vms

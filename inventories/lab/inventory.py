@@ -7,8 +7,10 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import sys
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +18,9 @@ LAB_JSON = Path(__file__).resolve().parents[2] / "build" / "lab.json"
 
 
 def inventory(lab: dict[str, Any]) -> dict[str, Any]:
-    """The groups hubs, nodes and vms, and what connects to them, for `ansible-inventory --list`."""
+    """The groups hubs, nodes, vms and odd, and what connects to them, for `ansible-inventory --list`."""
     vcenter = lab.get("vcenter")
-    groups: dict[str, Any] = {"hubs": {"hosts": []}, "nodes": {"hosts": []}, "vms": {"hosts": []}}
+    groups: dict[str, Any] = {"hubs": {"hosts": []}, "nodes": {"hosts": []}, "vms": {"hosts": []}, "odd": {"hosts": []}}
     hostvars = {}
     for machine in lab["machines"]:
         for group in machine["groups"]:
@@ -26,7 +28,12 @@ def inventory(lab: dict[str, Any]) -> dict[str, Any]:
         hostvars[machine["name"]] = connection(machine, lab["known_hosts"])
     everywhere: dict[str, Any] = {}
     if vcenter:
-        groups["vms"]["hosts"] = vcenter["vms"]
+        for group in ("vms", "odd"):
+            for name in vcenter[group]:
+                host = hostname(name)
+                groups[group]["hosts"].append(host)
+                if host != name:
+                    hostvars[host] = {"backup_vm": name}
         everywhere = {
             "vcenter_hostname": vcenter["hostname"],
             "vcenter_username": vcenter["user"],
@@ -34,8 +41,18 @@ def inventory(lab: dict[str, Any]) -> dict[str, Any]:
             "vcenter_password": f"{{{{ lookup('ansible.builtin.file', {json.dumps(vcenter['password_file'])}) }}}}",
             "vcenter_ca_file": "/etc/sendense/vcenter-ca.pem",
         }
-        groups["nodes"]["vars"] = {"node_vcenter_ca": Path(vcenter["ca_file"]).read_text()}
+        groups["nodes"]["vars"] = {
+            "node_vcenter_ca": Path(vcenter["ca_file"]).read_text(),
+            "node_vddk_archive": lab["vddk"]["archive"],
+            "node_vddk_sha256": lab["vddk"]["sha256"],
+        }
     return {"_meta": {"hostvars": hostvars}, "all": {"children": [*groups], "vars": everywhere}, **groups}
+
+
+def hostname(vm: str) -> str:
+    """A VM's name as a host that --limit can choose: what Ansible would split or read as a pattern becomes a dash."""
+    plain = unicodedata.normalize("NFKD", vm).encode("ascii", "ignore").decode()
+    return re.sub("[^A-Za-z0-9_.]+", "-", plain).strip("-")
 
 
 def connection(machine: dict[str, Any], known_hosts: str) -> dict[str, Any]:

@@ -4,7 +4,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Makes the golden disks of the lab's VMs: raw, sparse, the same content every time.
 
-    build.py OUTDIR       makes pgtest1-boot.raw, pgtest1-data.raw, pgtest1-odd.raw and pgtest1-data.sha256 there
+    build.py OUTDIR       makes pgtest1-boot.raw, pgtest1-data.raw, pgtest1-odd.raw, pgtest1-data.sha256 and small.raw there
     build.py --packages   prints the Debian packages it needs
 
 It needs root for one loop mount, and downloads a kernel and a busybox with apt-get; it installs nothing.
@@ -47,6 +47,7 @@ KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 SECTOR = 512
 BOOT_SIZE = 256 * MIB
 DATA_SIZE = 20 * GIB
+SMALL_SIZE = 32 * MIB
 ODD_SIZE = 64 * MIB + 1536  # no multiple of 64 KiB nor of 4 KiB
 STOPS = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
 MARKER = "SENDENSE-GUEST-READY pgtest1"
@@ -262,11 +263,25 @@ def odd_disk(target: Path) -> None:
         put(ODD_SIZE - 70_001, seeded.randbytes(70_000) + b"\xee")
 
 
+def small_disk(target: Path) -> None:
+    """What the lab's many small VMs begin with: 3 MiB in pieces, and zeros that are written out."""
+    seeded = random.Random("sendense small")
+    with target.open("wb") as disk:
+        disk.truncate(SMALL_SIZE)
+        disk.write(seeded.randbytes(MIB))
+        for rank in range(8):
+            disk.seek((2 + 3 * rank) * MIB)
+            disk.write(seeded.randbytes(256 * KIB))
+        disk.seek(28 * MIB)
+        disk.write(bytes(256 * KIB))
+
+
 def build(out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="sendense-guest-") as scratch:
         boot_disk(out / "pgtest1-boot.raw", Path(scratch))
     odd_disk(out / "pgtest1-odd.raw")
+    small_disk(out / "small.raw")
     data_disk(out / "pgtest1-data.raw", out / "pgtest1-data.sha256")
     for disk in sorted(out.glob("*.raw")):
         taken = disk.stat()

@@ -48,7 +48,7 @@ func (g *guest) changedAreas(ctx *simulator.Context, req *types.QueryChangedDisk
 			&types.ManagedObjectNotFound{Obj: *req.Snapshot})
 	}
 	switch {
-	case req.StartOffset < 0 || req.StartOffset >= d.Capacity:
+	case req.StartOffset < 0 || req.StartOffset >= d.Size():
 		return nil, invalid("startOffset")
 	case of.changeIDs[d.key] == "" || !g.tracking(ctx):
 		return nil, untracked
@@ -56,7 +56,11 @@ func (g *guest) changedAreas(ctx *simulator.Context, req *types.QueryChangedDisk
 		return nil, simulator.Fault("The lab answers change id * only.", new(types.NotSupported))
 	}
 	knobs := g.lab.knobs.get()
-	window, areas := window(of.content[d.key], req.StartOffset, d.Capacity, knobs.CBTAreas, knobs.CBTBytes)
+	content := of.content[d.key]
+	if knobs.CBTBlindFrom > 0 {
+		content = content.Before(knobs.CBTBlindFrom)
+	}
+	window, areas := window(content, req.StartOffset, d.Size(), knobs.CBTAreas, knobs.CBTBytes)
 	info := &types.DiskChangeInfo{StartOffset: window.Start, Length: window.Len()}
 	for _, area := range areas {
 		info.ChangedArea = append(info.ChangedArea, types.DiskChangeExtent{Start: area.Start, Length: area.Len()})

@@ -16,8 +16,6 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
-
-	"github.com/vmware/govmomi/vim25/types"
 )
 
 // Control serves the control API. README.md lists it; names are interface.
@@ -42,6 +40,8 @@ func (l *Lab) Control() http.Handler {
 		answer(w, map[string]any{"killed": l.killSessions(request.Key)})
 	})
 	mux.HandleFunc("POST /cbt", l.setTracking)
+	mux.HandleFunc("POST /vm", l.setVM)
+	mux.HandleFunc("POST /disk", l.setDisk)
 	mux.HandleFunc("GET /knob", func(w http.ResponseWriter, _ *http.Request) { answer(w, l.knobs.get()) })
 	mux.HandleFunc("POST /knob", func(w http.ResponseWriter, r *http.Request) {
 		if err := l.knobs.set(r.Body); err != nil {
@@ -73,42 +73,6 @@ func decode(r *http.Request, value any) error {
 		return err
 	}
 	return nil
-}
-
-func (l *Lab) getVMs(w http.ResponseWriter, _ *http.Request) {
-	type aDisk struct {
-		Key       int32  `json:"key"`
-		Label     string `json:"label"`
-		Capacity  int64  `json:"capacity"`
-		Path      string `json:"path"`
-		File      string `json:"file"`
-		Allocated int64  `json:"allocated"`
-	}
-	type aVM struct {
-		Name         string  `json:"name"`
-		Moref        string  `json:"moref"`
-		InstanceUUID string  `json:"instance_uuid"`
-		Path         string  `json:"path"`
-		PowerState   string  `json:"power_state"`
-		CBT          bool    `json:"cbt"`
-		Disks        []aDisk `json:"disks"`
-	}
-	var vms []aVM
-	for _, g := range l.guests {
-		state := types.VirtualMachinePowerStatePoweredOff
-		if g.powered() {
-			state = types.VirtualMachinePowerStatePoweredOn
-		}
-		vm := aVM{Name: g.name, Moref: g.vm.Self.Value, InstanceUUID: g.uuid, Path: g.path, PowerState: string(state), CBT: g.tracking(l.fresh())}
-		for _, d := range g.disks {
-			vm.Disks = append(vm.Disks, aDisk{
-				Key: d.key, Label: d.label, Capacity: d.Capacity,
-				Path: d.spell(d.Names(d.Top())[0]), File: d.LiveExtent(), Allocated: d.Allocated(),
-			})
-		}
-		vms = append(vms, vm)
-	}
-	answer(w, map[string]any{"vms": vms})
 }
 
 // place reads which disk and where from a query, and the number named length.
@@ -154,8 +118,8 @@ func (l *Lab) guestWrite(w http.ResponseWriter, r *http.Request) {
 
 func (l *Lab) guestRead(w http.ResponseWriter, r *http.Request) {
 	d, offset, length, err := l.place(r.URL.Query(), "length")
-	if err == nil && (offset < 0 || length > d.Capacity-offset) {
-		err = fmt.Errorf("%d bytes at %d reach beyond the disk's %d", length, offset, d.Capacity)
+	if err == nil && (offset < 0 || length > d.Size()-offset) {
+		err = fmt.Errorf("%d bytes at %d reach beyond the disk's %d", length, offset, d.Size())
 	}
 	if err != nil {
 		refuse(w, err)
@@ -168,8 +132,16 @@ func (l *Lab) guestRead(w http.ResponseWriter, r *http.Request) {
 
 func (l *Lab) getSnapshots(w http.ResponseWriter, r *http.Request) {
 	found := []map[string]any{}
-	for _, g := range l.guests {
-		if wanted := r.URL.Query().Get("vm"); wanted != "" && wanted != g.name {
+	var only *guest
+	if wanted := r.URL.Query().Get("vm"); wanted != "" {
+		var err error
+		if only, err = l.guest(wanted); err != nil {
+			refuse(w, err)
+			return
+		}
+	}
+	for _, g := range l.known() {
+		if only != nil && only != g {
 			continue
 		}
 		g.mu.Lock()
@@ -216,45 +188,4 @@ func digest(path string) (string, error) {
 		return "", err
 	}
 	return hex.EncodeToString(sum.Sum(nil)), nil
-}
-
-func (l *Lab) getStats(w http.ResponseWriter, _ *http.Request) {
-	sessions := []map[string]any{}
-	for _, session := range l.sessions() {
-		sessions = append(sessions, map[string]any{
-			"key": session.Key, "user": session.UserName, "agent": session.UserAgent, "login_time": session.LoginTime,
-		})
-	}
-	l.stats.Lock()
-	defer l.stats.Unlock()
-	soap := l.stats.soap
-	if soap == nil {
-		soap = map[string]int{}
-	}
-	answer(w, map[string]any{
-		"soap": soap, "logins": l.stats.logins, "failed_logins": l.stats.failed, "sessions": sessions,
-		"folder": map[string]int64{"requests": l.stats.folderCalls, "bytes": l.stats.folderOut},
-	})
-}
-
-func (l *Lab) setTracking(w http.ResponseWriter, r *http.Request) {
-	var request struct {
-		VM      string
-		Enabled *bool
-	}
-	err := decode(r, &request)
-	if err == nil && request.Enabled == nil {
-		err = errors.New("enabled is missing")
-	}
-	var g *guest
-	if err == nil {
-		g, err = l.guest(request.VM)
-	}
-	if err != nil {
-		refuse(w, err)
-		return
-	}
-	ctx := l.fresh()
-	ctx.WithLock(g.vm, func() { g.vm.Config.ChangeTrackingEnabled = request.Enabled })
-	answer(w, map[string]any{"vm": g.name, "enabled": *request.Enabled})
 }

@@ -7,7 +7,9 @@ package main
 import (
 	"net/http"
 	"reflect"
+	"slices"
 	"strings"
+	"time"
 
 	"github.com/vmware/govmomi/simulator"
 	"github.com/vmware/govmomi/vim25/methods"
@@ -19,7 +21,7 @@ import (
 // dispatch sees every SOAP call before the simulator does. It returns the object that shall answer,
 // nil for the simulator's own.
 func (l *Lab) dispatch(ctx *simulator.Context, method *simulator.Method) (mo.Reference, types.BaseMethodFault) {
-	l.stats.count(method.Name)
+	l.stats.count(method)
 	knobs := l.knobs.get()
 	sleep(knobs.LatencyMS)
 	if ctx.Session == nil && !anonymous(method) {
@@ -56,6 +58,18 @@ func (l *Lab) dispatch(ctx *simulator.Context, method *simulator.Method) (mo.Ref
 		}
 	case "Datastore":
 		ours = &datastoreMethods{Self: method.This, lab: l}
+	case "ServiceInstance":
+		ours = &clock{Self: method.This, skew: time.Duration(knobs.ClockSkewSeconds) * time.Second}
+	case "AuthorizationManager":
+		ours = &privileges{Self: method.This, lacks: knobs.Lacks}
+	case "Folder":
+		ours = &folderMethods{Self: method.This, lab: l}
+	case "ResourcePool":
+		ours = &poolMethods{Self: method.This, lab: l}
+	case "OvfManager":
+		if object, known := ctx.Map.Get(method.This).(*simulator.OvfManager); known {
+			ours = &ovfManager{object}
+		}
 	}
 	if ours == nil || !answers(ours, method.Name) {
 		return nil, nil
@@ -70,26 +84,40 @@ func (l *Lab) dispatch(ctx *simulator.Context, method *simulator.Method) (mo.Ref
 // anonymous says whether vCenter answers the call without a login. The simulator by itself would let anybody read properties
 // and log in with a made-up token.
 func anonymous(method *simulator.Method) bool {
-	var specs []types.PropertyFilterSpec
-	switch request := method.Body.(type) {
+	switch method.Body.(type) {
 	case *types.Login, *types.RetrieveServiceContent:
 		return true
+	}
+	objects, traversal := asked(method)
+	for _, object := range objects {
+		// A traversal would lead from a public object to all others.
+		if traversal || !public(object) {
+			return false
+		}
+	}
+	return len(objects) > 0
+}
+
+// asked returns the objects whose properties a call wants, and whether it also wants what they lead to.
+func asked(method *simulator.Method) (objects []types.ManagedObjectReference, traversal bool) {
+	var specs []types.PropertyFilterSpec
+	switch request := method.Body.(type) {
 	case *types.RetrieveProperties:
 		specs = request.SpecSet
 	case *types.RetrievePropertiesEx:
 		specs = request.SpecSet
 	default:
-		return method.Name == "Fetch" && public(fetched(request))
+		if method.Name == "Fetch" {
+			objects = append(objects, fetched(request))
+		}
 	}
 	for _, spec := range specs {
 		for _, object := range spec.ObjectSet {
-			// A traversal would lead from a public object to all others.
-			if !public(object.Obj) || len(object.SelectSet) > 0 {
-				return false
-			}
+			objects = append(objects, object.Obj)
+			traversal = traversal || len(object.SelectSet) > 0
 		}
 	}
-	return true
+	return objects, traversal
 }
 
 func public(ref types.ManagedObjectReference) bool {
@@ -103,6 +131,39 @@ func answers(object mo.Reference, method string) bool {
 		name = task + "Task"
 	}
 	return reflect.ValueOf(object).MethodByName(name).IsValid()
+}
+
+// clock is vCenter's, as far off as the knob says.
+type clock struct {
+	Self types.ManagedObjectReference
+	skew time.Duration
+}
+
+func (c *clock) Reference() types.ManagedObjectReference { return c.Self }
+
+func (c *clock) CurrentTime(*types.CurrentTime) soap.HasFault {
+	return &methods.CurrentTimeBody{Res: &types.CurrentTimeResponse{Returnval: time.Now().Add(c.skew)}}
+}
+
+// privileges are all that there are, but for those of the knob. Only who asks is told; what needs them goes on.
+type privileges struct {
+	Self  types.ManagedObjectReference
+	lacks []string
+}
+
+func (p *privileges) Reference() types.ManagedObjectReference { return p.Self }
+
+func (p *privileges) HasUserPrivilegeOnEntities(req *types.HasUserPrivilegeOnEntities) soap.HasFault {
+	var found []types.EntityPrivilege
+	for _, entity := range req.Entities {
+		one := types.EntityPrivilege{Entity: entity}
+		for _, id := range req.PrivId {
+			granted := !slices.Contains(p.lacks, id)
+			one.PrivAvailability = append(one.PrivAvailability, types.PrivilegeAvailability{PrivId: id, IsGranted: granted})
+		}
+		found = append(found, one)
+	}
+	return &methods.HasUserPrivilegeOnEntitiesBody{Res: &types.HasUserPrivilegeOnEntitiesResponse{Returnval: found}}
 }
 
 // sessionManager logs in with vCenter's own words on failure.

@@ -45,7 +45,13 @@ func (l *Lab) serveFolder(w http.ResponseWriter, r *http.Request) {
 		http.Error(out, err.Error(), http.StatusNotFound)
 		return
 	}
-	if l.locked(path) {
+	of, d := l.owner(path)
+	if d != nil && d.missing() != nil {
+		http.Error(out, "no such file", http.StatusNotFound)
+		return
+	}
+	out.disk = d
+	if d != nil && d.LiveExtent() == path && of.running() {
 		// ESXi answers 500 for a file that a running VM has open for writing.
 		http.Error(out, "the file is locked by a running VM", http.StatusInternalServerError)
 		return
@@ -92,32 +98,42 @@ func spells(value, name string) bool {
 	return value == name || err == nil && decoded == name
 }
 
-// locked says whether a running VM writes to the file.
-func (l *Lab) locked(path string) bool {
-	for _, g := range l.guests {
+// owner returns the VM and the disk that a file belongs to, nil for one that is no disk's.
+func (l *Lab) owner(path string) (*guest, *disk) {
+	for _, g := range l.known() {
 		for _, d := range g.disks {
-			if d.LiveExtent() == path {
-				return g.powered()
+			if filepath.Dir(path) != d.Dir {
+				continue
+			}
+			for _, files := range d.Files(d.Top()) {
+				if path == files.Descriptor || path == files.Extent {
+					return g, d
+				}
 			}
 		}
 	}
-	return false
+	return nil, nil
 }
 
-func (g *guest) powered() bool {
-	ctx, on := g.lab.fresh(), false
-	ctx.WithLock(g.vm, func() { on = g.vm.Runtime.PowerState == types.VirtualMachinePowerStatePoweredOn })
-	return on
+// running says whether the VM holds its files open.
+func (g *guest) running() bool {
+	return !g.gone.Load() && g.runtime().PowerState == types.VirtualMachinePowerStatePoweredOn
 }
 
 // meter counts what goes out and, with a rate, holds it back.
 type meter struct {
 	http.ResponseWriter
 	lab  *Lab
+	disk *disk // whose file it is, nil for none
 	rate int64
 }
 
 func (m *meter) Write(p []byte) (int, error) {
+	if m.disk != nil {
+		if err := m.disk.missing(); err != nil {
+			return 0, err // in mid-answer: the connection ends short of what was promised
+		}
+	}
 	n, err := m.ResponseWriter.Write(p)
 	m.lab.stats.Lock()
 	m.lab.stats.folderOut += int64(n)

@@ -8,7 +8,9 @@ import (
 	"crypto/rand"
 	"fmt"
 	"path"
+	"path/filepath"
 	"sync"
+	"sync/atomic"
 
 	"github.com/vmware/govmomi/simulator"
 	"github.com/vmware/govmomi/vim25/types"
@@ -18,13 +20,13 @@ import (
 
 // guest is a VM with real disks.
 type guest struct {
+	vmSpec
 	lab   *Lab
-	name  string
 	path  string // inventory path
-	home  string // datastore of its .vmx
 	uuid  string // instance uuid
 	vm    *simulator.VirtualMachine
 	disks []*disk
+	gone  atomic.Bool // not in the inventory now
 
 	// busy is held by a task that works on the disks' layers; vCenter allows one at a time.
 	busy sync.Mutex
@@ -42,9 +44,34 @@ type disk struct {
 	label string
 	place types.ManagedObjectReference // its datastore
 
+	vanished atomic.Bool  // nobody can read its files now
+	written  atomic.Int64 // bytes that came over port 902
+	growth   atomic.Int64 // bytes that it grows by at the next snapshot
+
 	mu         sync.Mutex
 	generation string // of change tracking; empty while it is off
 	sequence   int
+}
+
+// home returns the folder of the .vmx on this host.
+func (g *guest) home() string { return filepath.Join(g.lab.Datastores, g.vmx, g.files) }
+
+// runtime returns a copy of the VM's state.
+func (g *guest) runtime() types.VirtualMachineRuntimeInfo {
+	var runtime types.VirtualMachineRuntimeInfo
+	g.lab.fresh().WithLock(g.vm, func() { runtime = g.vm.Runtime })
+	return runtime
+}
+
+// dependent returns the disks that take part in snapshots.
+func (g *guest) dependent() []*disk {
+	var found []*disk
+	for _, d := range g.disks {
+		if !d.independent {
+			found = append(found, d)
+		}
+	}
+	return found
 }
 
 func (g *guest) disk(key int32) *disk {
@@ -71,7 +98,7 @@ func (g *guest) trackFromNow() {
 	for _, d := range g.disks {
 		d.mu.Lock()
 		switch {
-		case !enabled:
+		case !enabled || d.independent:
 			d.generation = ""
 		case d.generation == "":
 			id := make([]byte, 16)
@@ -101,6 +128,14 @@ func (d *disk) nextChangeID() string {
 	return id
 }
 
+// mode says how the disk takes part in snapshots.
+func (d *disk) mode() types.VirtualDiskMode {
+	if d.independent {
+		return types.VirtualDiskModeIndependent_persistent
+	}
+	return types.VirtualDiskModePersistent
+}
+
 // spell returns a file beside the disk as vCenter names it.
 func (d *disk) spell(file string) string {
 	return fmt.Sprintf("[%s] %s/%s", d.datastore, path.Base(d.Dir), file)
@@ -111,11 +146,11 @@ func (d *disk) device(layer *storage.Layer, changeID string) types.BaseVirtualDe
 	return &types.VirtualDisk{
 		VirtualDevice: types.VirtualDevice{
 			Key: d.key, ControllerKey: d.controller, UnitNumber: types.NewInt32(d.unit),
-			DeviceInfo: &types.Description{Label: d.label, Summary: fmt.Sprintf("%d KB", d.Capacity/1024)},
+			DeviceInfo: &types.Description{Label: d.label, Summary: fmt.Sprintf("%d KB", d.Size()/1024)},
 			Backing:    d.backing(d.Names(layer), changeID),
 		},
-		CapacityInKB:               d.Capacity / 1024,
-		CapacityInBytes:            d.Capacity,
+		CapacityInKB:               d.Size() / 1024,
+		CapacityInBytes:            d.Size(),
 		StorageIOAllocation:        &types.StorageIOAllocationInfo{Limit: types.NewInt64(-1)},
 		DiskObjectId:               fmt.Sprintf("%s-%d", path.Base(d.Dir), d.key),
 		NativeUnmanagedLinkedClone: types.NewBool(false),
@@ -127,7 +162,7 @@ func (d *disk) backing(names []string, changeID string) *types.VirtualDiskFlatVe
 	datastore := d.place
 	info := &types.VirtualDiskFlatVer2BackingInfo{
 		VirtualDeviceFileBackingInfo: types.VirtualDeviceFileBackingInfo{FileName: d.spell(names[0]), Datastore: &datastore},
-		DiskMode:                     string(types.VirtualDiskModePersistent),
+		DiskMode:                     string(d.mode()),
 		Split:                        types.NewBool(false),
 		WriteThrough:                 types.NewBool(false),
 		ThinProvisioned:              types.NewBool(true),

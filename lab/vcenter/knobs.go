@@ -6,10 +6,12 @@ package main
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"maps"
 	"reflect"
+	"slices"
 	"sync"
 	"time"
 
@@ -21,17 +23,31 @@ type Knobs struct {
 	LatencyMS            int64             `json:"latency_ms"`
 	FolderLatencyMS      int64             `json:"folder_latency_ms"`
 	FolderBytesPerSecond int64             `json:"folder_bytes_per_second"`
+	NFCBytesPerSecond    int64             `json:"nfc_bytes_per_second"`
+	NFCDisks             int               `json:"nfc_disks"`
 	CreateSnapshotMS     int64             `json:"create_snapshot_ms"`
 	RemoveSnapshotMS     int64             `json:"remove_snapshot_ms"`
+	CreateSnapshotFault  string            `json:"create_snapshot_fault"`
 	Quiesce              string            `json:"quiesce"`
 	CBTAreas             int               `json:"cbt_areas"`
 	CBTBytes             int64             `json:"cbt_bytes"`
+	CBTBlindFrom         int64             `json:"cbt_blind_from"`
 	Faults               map[string]string `json:"faults"`
 	Free                 map[string]int64  `json:"free"`
+	ClockSkewSeconds     int64             `json:"clock_skew_seconds"`
+	Lacks                []string          `json:"lacks"`
+	ReadOnly             []string          `json:"read_only"`
+	UploadBytesPerSecond int64             `json:"upload_bytes_per_second"`
+	UploadFault          string            `json:"upload_fault"`
+	UploadFaultAfter     int64             `json:"upload_fault_after"`
+	LeaseSeconds         int64             `json:"lease_seconds"`
 }
 
 func defaultKnobs() Knobs {
-	return Knobs{Quiesce: "ok", CBTAreas: 64, CBTBytes: 8 << 30, Faults: map[string]string{}, Free: map[string]int64{}}
+	return Knobs{
+		Quiesce: "ok", CBTAreas: 64, CBTBytes: 8 << 30, Faults: map[string]string{}, Free: map[string]int64{}, Lacks: []string{},
+		ReadOnly: []string{}, LeaseSeconds: 300,
+	}
 }
 
 type knobs struct {
@@ -44,6 +60,7 @@ func (k *knobs) get() Knobs {
 	defer k.Unlock()
 	values := k.values
 	values.Faults, values.Free = maps.Clone(values.Faults), maps.Clone(values.Free)
+	values.ReadOnly = slices.Clone(values.ReadOnly)
 	return values
 }
 
@@ -53,7 +70,7 @@ func (k *knobs) set(from io.Reader) error {
 	defer k.Unlock()
 	next := k.values
 	// Maps are replaced as a whole: decoding into the old one would only ever add.
-	next.Faults, next.Free = nil, nil
+	next.Faults, next.Free, next.Lacks, next.ReadOnly = nil, nil, nil, nil
 	decoder := json.NewDecoder(from)
 	decoder.DisallowUnknownFields()
 	if err := decoder.Decode(&next); err != nil {
@@ -65,12 +82,24 @@ func (k *knobs) set(from io.Reader) error {
 	if next.Free == nil {
 		next.Free = k.values.Free
 	}
+	if next.Lacks == nil {
+		next.Lacks = k.values.Lacks
+	}
+	if next.ReadOnly == nil {
+		next.ReadOnly = k.values.ReadOnly
+	}
 	for method, name := range next.Faults {
 		if newFault(name) == nil {
 			return fmt.Errorf("faults: %s: %q is not a fault that vSphere knows", method, name)
 		}
 	}
 	switch {
+	case next.CreateSnapshotFault != "" && newFault(next.CreateSnapshotFault) == nil:
+		return fmt.Errorf("create_snapshot_fault: %q is not a fault that vSphere knows", next.CreateSnapshotFault)
+	case next.UploadFault != "" && newFault(next.UploadFault) == nil:
+		return fmt.Errorf("upload_fault: %q is not a fault that vSphere knows", next.UploadFault)
+	case next.LeaseSeconds < 1:
+		return errors.New("lease_seconds is at least 1")
 	case next.Quiesce != "ok" && next.Quiesce != "fail" && next.Quiesce != "silent":
 		return fmt.Errorf("quiesce is ok, fail or silent, not %q", next.Quiesce)
 	case next.CBTAreas < 1 || next.CBTBytes < cbtCell:

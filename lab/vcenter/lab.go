@@ -12,6 +12,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 
@@ -24,6 +25,7 @@ import (
 type Config struct {
 	User, Password            string
 	Address                   string // IP:PORT clients use
+	Thumbprint                string // of the certificate, SHA-1 with colons
 	Datastores, Guests, Truth string // folders
 }
 
@@ -34,13 +36,11 @@ type Lab struct {
 	instance   uuid.UUID
 	datacenter string // inventory path
 	datastores map[string]types.ManagedObjectReference
+	hosts      []*simulator.HostSystem // by name
+	guestsMu   sync.RWMutex
 	guests     []*guest
 	knobs      knobs
 	stats      stats
-
-	// sizes is held where datastores' sizes change and where the simulator measures a VM's files, for which it reads
-	// datastores without their lock.
-	sizes sync.Mutex
 }
 
 // NewLab makes the inventory and opens the disks.
@@ -78,7 +78,7 @@ func NewLab(config Config) (*Lab, error) {
 // Close lets go of the disks' files.
 func (l *Lab) Close() error {
 	var err error
-	for _, g := range l.guests {
+	for _, g := range l.known() {
 		for _, disk := range g.disks {
 			err = errors.Join(err, disk.Close())
 		}
@@ -93,30 +93,57 @@ func (l *Lab) Handler() http.Handler {
 	mux.HandleFunc("/sdk/vimServiceVersions.xml", l.service.ServiceVersions)
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		// Not through the mux: it would redirect paths that it thinks are unclean.
-		if strings.HasPrefix(r.URL.Path, folderPrefix) {
+		switch {
+		case strings.HasPrefix(r.URL.Path, folderPrefix):
 			l.serveFolder(w, r)
+			return
+		case strings.HasPrefix(r.URL.Path, leasePrefix):
+			l.serveLease(w, r)
 			return
 		}
 		mux.ServeHTTP(w, r)
 	})
 }
 
-// guest returns the VM with that name.
-func (l *Lab) guest(name string) (*guest, error) {
-	var known []string
-	for _, g := range l.guests {
-		if g.name == name {
+// guest returns the VM with that name, moref or inventory path.
+func (l *Lab) guest(wish string) (*guest, error) {
+	var known, found []*guest
+	for _, g := range l.known() {
+		switch wish {
+		case g.vm.Self.Value, g.path:
 			return g, nil
+		case g.name:
+			found = append(found, g)
 		}
-		known = append(known, g.name)
+		known = append(known, g)
 	}
-	return nil, fmt.Errorf("no VM is named %q; there are: %s", name, strings.Join(known, ", "))
+	say := func(guests []*guest, of func(*guest) string) string {
+		var words []string
+		for _, g := range guests {
+			words = append(words, of(g))
+		}
+		return strings.Join(words, ", ")
+	}
+	switch len(found) {
+	case 1:
+		return found[0], nil
+	case 0:
+		return nil, fmt.Errorf("no VM is named %q; there are: %s", wish, say(known, func(g *guest) string { return g.name }))
+	}
+	return nil, fmt.Errorf("%d VMs are named %q: say which by path: %s", len(found), wish, say(found, func(g *guest) string { return g.path }))
 }
 
-// guestByRef returns the VM with that reference, nil for one that is not ours.
+// known returns the VMs that there are now.
+func (l *Lab) known() []*guest {
+	l.guestsMu.RLock()
+	defer l.guestsMu.RUnlock()
+	return slices.Clone(l.guests)
+}
+
+// guestByRef returns the VM with that reference, nil for one that is not in the inventory.
 func (l *Lab) guestByRef(ref types.ManagedObjectReference) *guest {
-	for _, g := range l.guests {
-		if g.vm.Self == ref {
+	for _, g := range l.known() {
+		if g.vm.Self == ref && !g.gone.Load() {
 			return g
 		}
 	}
@@ -127,26 +154,4 @@ func (l *Lab) guestByRef(ref types.ManagedObjectReference) *guest {
 func (l *Lab) fresh() *simulator.Context {
 	base := l.service.Context
 	return &simulator.Context{Context: context.Background(), Session: base.Session, Map: base.Map}
-}
-
-type stats struct {
-	sync.Mutex
-	soap                   map[string]int
-	logins, failed         int
-	folderCalls, folderOut int64
-}
-
-func (s *stats) count(method string) {
-	s.Lock()
-	defer s.Unlock()
-	if s.soap == nil {
-		s.soap = map[string]int{}
-	}
-	s.soap[method]++
-}
-
-func (s *stats) reset() {
-	s.Lock()
-	defer s.Unlock()
-	s.soap, s.logins, s.failed, s.folderCalls, s.folderOut = nil, 0, 0, 0, 0
 }

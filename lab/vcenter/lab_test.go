@@ -50,7 +50,7 @@ func golden(t *testing.T) string {
 	t.Helper()
 	dir := t.TempDir()
 	random := bytes.Repeat([]byte("golden"), 50_000)
-	for name, size := range map[string]int64{"pgtest1-boot.raw": 1 << 20, "pgtest1-data.raw": 3 << 30, "pgtest1-odd.raw": 1<<20 + 1536} {
+	for name, size := range map[string]int64{"pgtest1-boot.raw": 1 << 20, "pgtest1-data.raw": 3 << 30, "pgtest1-odd.raw": 1<<20 + 1536, smallGolden: 1 << 20} {
 		file, err := os.Create(filepath.Join(dir, name))
 		must(t, err)
 		must(t, file.Truncate(size))
@@ -511,6 +511,11 @@ func TestAllocatedAreas(t *testing.T) {
 	} else if last := info.ChangedArea[len(info.ChangedArea)-1]; last.Start+last.Length != 1<<20+1536 {
 		t.Errorf("the last area ends at %d", last.Start+last.Length)
 	}
+	w.turn("/knob", `{"cbt_blind_from": 100000}`)
+	if info, err := query(2001, 0, "*"); err != nil || len(info.ChangedArea) != 1 || info.ChangedArea[0].Length != 100000 || info.Length != 1<<20+1536 {
+		t.Errorf("half blind: %+v %v", info, err)
+	}
+	w.turn("/knob", `{"cbt_blind_from": 0}`)
 	for what, want := range map[string]string{
 		"another change id": "types.NotSupported", "an unknown disk": "types.InvalidArgument", "a start beyond the end": "types.InvalidArgument",
 	} {
@@ -634,6 +639,15 @@ func TestManyAtOnce(t *testing.T) {
 	})
 	repeat(func() { w.remove(pgtest1, w.snapshot(pgtest1, "x"), false, nil) })
 	repeat(func() { w.remove(thin1, w.snapshot(thin1, "x"), false, nil) })
+	repeat(func() {
+		for _, host := range []string{"DC0_C0_H1", "DC0_C0_H0"} {
+			w.turn("/vm", fmt.Sprintf(`{"vm": "pgtest1", "host": %q}`, host))
+			w.turn("/vm", `{"vm": "web01", "consolidation_needed": true}`)
+			w.turn("/vm", `{"vm": "web01", "consolidation_needed": false}`)
+			w.turn("/vm", `{"vm": "web02", "registered": false}`)
+			w.turn("/vm", `{"vm": "web02", "registered": true}`)
+		}
+	})
 	time.Sleep(3 * time.Second)
 	close(stop)
 	everybody.Wait()

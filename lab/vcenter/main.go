@@ -7,6 +7,7 @@ package main
 
 import (
 	"context"
+	"crypto/sha1"
 	"crypto/tls"
 	"errors"
 	"flag"
@@ -32,6 +33,7 @@ func main() {
 func run(args []string) error {
 	flags := flag.NewFlagSet("lab-vcenter", flag.ExitOnError)
 	listen := flags.String("listen", "", "address `IP:PORT` to serve on")
+	nfc := flags.String("nfc", "", "address `IP:PORT` where disks are served to lab/vddk")
 	user := flags.String("user", "administrator@vsphere.local", "the one account's name")
 	passwordFile := flags.String("password-file", "", "`file` with the account's password")
 	cert := flags.String("cert", "", "PEM `file` with the server's certificate")
@@ -68,7 +70,11 @@ func run(args []string) error {
 	if err != nil {
 		return err
 	}
-	config.Address = api.Addr().String()
+	disks, err := net.Listen("tcp", *nfc)
+	if err != nil {
+		return err
+	}
+	config.Address, config.Thumbprint = api.Addr().String(), thumbprint(pair.Certificate[0])
 	lab, err := NewLab(config)
 	if err != nil {
 		return err
@@ -91,7 +97,8 @@ func run(args []string) error {
 		{Handler: lab.Handler(), ReadHeaderTimeout: time.Minute},
 		{Handler: lab.Control(), ReadHeaderTimeout: time.Minute},
 	}
-	failed := make(chan error, len(servers))
+	failed := make(chan error, len(servers)+1)
+	go func() { failed <- lab.ServeNFC(disks) }()
 	for i, listener := range []net.Listener{secure, private} {
 		go func() { failed <- servers[i].Serve(listener) }()
 	}
@@ -103,7 +110,13 @@ func run(args []string) error {
 	for _, server := range servers {
 		err = errors.Join(err, server.Close())
 	}
-	return err
+	return errors.Join(err, disks.Close())
+}
+
+// thumbprint returns the SHA-1 of a certificate as VMware's tools spell it.
+func thumbprint(certificate []byte) string {
+	sum := sha1.Sum(certificate)
+	return strings.ReplaceAll(fmt.Sprintf("% X", sum[:]), " ", ":")
 }
 
 // listenPrivately makes a unix socket that only its owner may open, in place of one that an earlier run left.

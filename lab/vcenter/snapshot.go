@@ -26,6 +26,7 @@ import (
 // snapshot is one snapshot of a guest: for each disk, which layer it froze.
 type snapshot struct {
 	ref               types.ManagedObjectReference
+	object            *simulator.VirtualMachineSnapshot
 	id                int32
 	name, description string
 	created           time.Time
@@ -127,14 +128,23 @@ func (g *guest) takeSnapshot(ctx *simulator.Context, name, description string, q
 			return nil, new(types.TaskInProgress)
 		}
 		defer g.busy.Unlock()
+		if g.refuses != "" {
+			return nil, failure(errors.New(g.refuses))
+		}
 		knobs := g.lab.knobs.get()
 		sleep(knobs.CreateSnapshotMS)
 		if quiesce && knobs.Quiesce == "fail" {
 			return nil, new(types.ApplicationQuiesceFault)
 		}
+		if err := g.grow(); err != nil {
+			return nil, failure(err)
+		}
 		made, err := g.freeze(name, description, quiesce && knobs.Quiesce == "ok", memory, progress)
 		if err != nil {
 			return nil, failure(err)
+		}
+		if knobs.CreateSnapshotFault != "" {
+			return nil, newFault(knobs.CreateSnapshotFault)
 		}
 		return made.ref, nil
 	})
@@ -154,7 +164,7 @@ func (g *guest) freeze(name, description string, quiesced, memory bool, progress
 		}
 	})
 	var disks []*storage.Disk
-	for _, d := range g.disks {
+	for _, d := range g.dependent() {
 		disks = append(disks, d.Disk)
 	}
 	// The stun: change tracking turned on or off since the last one begins or ends here.
@@ -163,7 +173,7 @@ func (g *guest) freeze(name, description string, quiesced, memory bool, progress
 	if err != nil {
 		return nil, err
 	}
-	for i, d := range g.disks {
+	for i, d := range g.dependent() {
 		made.frozen[d.key], made.changeIDs[d.key] = layers[i], d.nextChangeID()
 	}
 	progress(30)
@@ -172,10 +182,10 @@ func (g *guest) freeze(name, description string, quiesced, memory bool, progress
 	g.numbers++
 	made.id = g.numbers
 	g.mu.Unlock()
-	object := &simulator.VirtualMachineSnapshot{}
-	object.Vm = g.vm.Self
-	ctx.WithLock(g.vm, func() { object.Config = cloneConfig(g.vm.Config) })
-	made.ref = ctx.Map.Put(object).Reference()
+	made.object = &simulator.VirtualMachineSnapshot{}
+	made.object.Vm = g.vm.Self
+	ctx.WithLock(g.vm, func() { made.object.Config = cloneConfig(g.vm.Config) })
+	made.ref = ctx.Map.Put(made.object).Reference()
 	err = errors.Join(g.measure(made), g.keepTruth(made))
 	if err == nil {
 		made.vmsn, err = g.writeVmsn(made)
@@ -189,6 +199,7 @@ func (g *guest) freeze(name, description string, quiesced, memory bool, progress
 	g.mu.Lock()
 	g.snapshots = append(g.snapshots, made)
 	g.mu.Unlock()
+	g.lab.stats.change(&g.lab.stats.snapshots, 1)
 	g.publish()
 	return made, nil
 }
@@ -196,12 +207,12 @@ func (g *guest) freeze(name, description string, quiesced, memory bool, progress
 // measure notes what is allocated. The bytes of a snapshot do not change, so this holds for its life,
 // however the files beneath it are joined.
 func (g *guest) measure(one *snapshot) error {
-	for _, d := range g.disks {
+	for _, d := range g.dependent() {
 		content, err := d.Content(one.frozen[d.key])
 		if err != nil {
 			return err
 		}
-		one.content[d.key] = content.Widen(cbtCell, d.Capacity)
+		one.content[d.key] = content.Widen(cbtCell, d.Size())
 	}
 	return nil
 }
@@ -213,6 +224,8 @@ func (g *guest) removal(chosen func(*snapshot) bool, consolidate *bool) work {
 			return nil, new(types.TaskInProgress)
 		}
 		defer g.busy.Unlock()
+		g.lab.stats.change(&g.lab.stats.removals, 1)
+		defer g.lab.stats.change(&g.lab.stats.removals, -1)
 		sleep(g.lab.knobs.get().RemoveSnapshotMS)
 		g.mu.Lock()
 		var kept, gone []*snapshot
@@ -238,6 +251,7 @@ func (g *guest) removal(chosen func(*snapshot) bool, consolidate *bool) work {
 		for _, one := range gone {
 			ctx.Map.Remove(ctx, one.ref)
 		}
+		g.lab.stats.change(&g.lab.stats.snapshots, -len(gone))
 		if err != nil {
 			return nil, failure(err)
 		}
@@ -248,19 +262,21 @@ func (g *guest) removal(chosen func(*snapshot) bool, consolidate *bool) work {
 // consolidate joins every delta that none of the kept snapshots needs.
 func (g *guest) consolidate(kept []*snapshot) error {
 	var err error
-	for _, d := range g.disks {
+	for _, d := range g.dependent() {
 		needed := map[*storage.Layer]bool{}
 		for _, one := range kept {
 			needed[one.frozen[d.key]] = true
 		}
 		became, failed := d.Consolidate(needed)
 		err = errors.Join(err, failed)
+		g.mu.Lock()
 		for _, one := range kept {
 			// A layer may have sunk by more than one step.
 			for next := became[one.frozen[d.key]]; next != nil; next = became[next] {
 				one.frozen[d.key] = next
 			}
 		}
+		g.mu.Unlock()
 	}
 	return err
 }
@@ -272,17 +288,13 @@ func (g *guest) publish() {
 	g.mu.Unlock()
 	ctx := g.lab.fresh()
 	for i, one := range snapshots {
-		object, ok := ctx.Map.Get(one.ref).(*simulator.VirtualMachineSnapshot)
-		if !ok {
-			continue
-		}
 		var children []types.ManagedObjectReference
 		if i+1 < len(snapshots) {
 			children = []types.ManagedObjectReference{snapshots[i+1].ref}
 		}
-		ctx.WithLock(object, func() {
-			ctx.Update(object, []types.PropertyChange{
-				{Name: "config.hardware.device", Val: g.devices(object.Config.Hardware.Device, one)},
+		ctx.WithLock(one.object, func() {
+			ctx.Update(one.object, []types.PropertyChange{
+				{Name: "config.hardware.device", Val: g.devices(one.object.Config.Hardware.Device, one)},
 				{Name: "childSnapshot", Val: children},
 			})
 		})
@@ -302,16 +314,14 @@ func (g *guest) publish() {
 			{Name: "runtime.consolidationNeeded", Val: g.stray(snapshots)},
 			{Name: "summary.runtime.consolidationNeeded", Val: g.stray(snapshots)},
 		})
-		g.lab.sizes.Lock()
-		defer g.lab.sizes.Unlock()
-		g.vm.RefreshStorageInfo(ctx, nil)
 	})
+	g.measureFiles(ctx)
 	g.lab.refreshFree()
 }
 
 // stray says whether a disk has deltas that no snapshot accounts for.
 func (g *guest) stray(snapshots []*snapshot) bool {
-	for _, d := range g.disks {
+	for _, d := range g.dependent() {
 		needed := map[*storage.Layer]bool{}
 		for _, one := range snapshots {
 			needed[one.frozen[d.key]] = true
@@ -330,7 +340,7 @@ func (g *guest) devices(old []types.BaseVirtualDevice, of *snapshot) []types.Bas
 		if _, isDisk := device.(*types.VirtualDisk); isDisk {
 			if d := g.disk(device.GetVirtualDevice().Key); d != nil {
 				layer, id := d.Top(), d.changeID()
-				if of != nil {
+				if of != nil && !d.independent {
 					layer, id = of.frozen[d.key], of.changeIDs[d.key]
 				}
 				device = d.device(layer, id)
@@ -355,8 +365,7 @@ func (g *guest) tree(line []*snapshot) []types.VirtualMachineSnapshotTree {
 
 // writeVmsn makes the file that ESXi keeps for a snapshot beside the .vmx.
 func (g *guest) writeVmsn(one *snapshot) (string, error) {
-	home := filepath.Join(g.lab.Datastores, g.home, g.name)
-	file := filepath.Join(home, fmt.Sprintf("%s-Snapshot%d.vmsn", g.name, one.id))
+	file := filepath.Join(g.home(), fmt.Sprintf("%s-Snapshot%d.vmsn", g.files, one.id))
 	return file, os.WriteFile(file, []byte(one.ref.Value+"\n"), 0o600)
 }
 

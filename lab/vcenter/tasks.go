@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/vmware/govmomi/simulator"
+	"github.com/vmware/govmomi/vim25/mo"
 	"github.com/vmware/govmomi/vim25/types"
 )
 
@@ -19,14 +20,19 @@ type work func(progress func(percent int32)) (types.AnyType, types.BaseMethodFau
 // start runs the work as a task of the VM. The simulator's own tasks hold the VM's lock all the while,
 // and then nobody could look at a VM whose snapshot takes a minute to go: ours do not.
 func (g *guest) start(ctx *simulator.Context, name string, do work) types.ManagedObjectReference {
-	task := simulator.CreateTask(g.vm.Self, name, nil)
-	task.Info.EntityName = g.name
+	return g.lab.start(ctx, g.vm, g.name, name, do)
+}
+
+// start runs the work as a task of that object, which has a name.
+func (l *Lab) start(ctx *simulator.Context, of mo.Reference, named, name string, do work) types.ManagedObjectReference {
+	task := simulator.CreateTask(of, name, nil)
+	task.Info.EntityName = named
 	task.Info.Cancelable = false
 	if ctx.Session != nil {
 		task.Info.Reason = &types.TaskReasonUser{UserName: ctx.Session.UserName}
 	}
 	ctx.Map.Put(task)
-	own := g.lab.fresh()
+	own := l.fresh()
 	change := func(changes ...types.PropertyChange) { own.Map.AtomicUpdate(own, task, changes) }
 	change(
 		types.PropertyChange{Name: "info.key", Val: task.Self.Value},
@@ -38,7 +44,7 @@ func (g *guest) start(ctx *simulator.Context, name string, do work) types.Manage
 		result, fault := do(func(percent int32) { change(types.PropertyChange{Name: "info.progress", Val: percent}) })
 		done := []types.PropertyChange{{Name: "info.completeTime", Val: time.Now()}}
 		if fault != nil {
-			log.Printf("%s of %s: %T", name, g.name, fault)
+			log.Printf("%s of %s: %T", name, named, fault)
 			done = append(done,
 				types.PropertyChange{Name: "info.state", Val: types.TaskInfoStateError},
 				types.PropertyChange{Name: "info.error", Val: types.LocalizedMethodFault{Fault: fault, LocalizedMessage: message(fault)}})
@@ -65,6 +71,8 @@ func message(fault types.BaseMethodFault) string {
 		return "Another task is already in progress."
 	case *types.ApplicationQuiesceFault:
 		return "An error occurred while quiescing the virtual machine. See the virtual machine's event log for details."
+	case *types.Timedout:
+		return "Operation timed out."
 	}
 	return fmt.Sprintf("%T", fault)
 }

@@ -42,7 +42,7 @@ type truthFile struct {
 
 // keepTruth copies the frozen disks aside. The folder appears under its name when it is complete.
 func (g *guest) keepTruth(one *snapshot) (err error) {
-	home := filepath.Join(g.lab.Truth, g.name)
+	home := filepath.Join(g.lab.Truth, g.files)
 	wanted := strings.ReplaceAll(one.name, "/", "%2F")
 	name := wanted
 	for n := 2; name == "" || name[0] == '.' || name == "latest" || exists(filepath.Join(home, name)); n++ {
@@ -59,7 +59,7 @@ func (g *guest) keepTruth(one *snapshot) (err error) {
 	}()
 	truth := Truth{VM: g.name, Snapshot: one.name, Moref: one.ref.Value, Created: one.created}
 	kept := map[int32]truthFile{}
-	for _, d := range g.disks {
+	for _, d := range g.dependent() {
 		frozen := one.frozen[d.key]
 		file := fmt.Sprintf("disk-%d.raw", d.key)
 		target := filepath.Join(partial, file)
@@ -71,7 +71,7 @@ func (g *guest) keepTruth(one *snapshot) (err error) {
 		}
 		kept[d.key] = truthFile{filepath.Join(folder, file), frozen.Writes()}
 		truth.Disks = append(truth.Disks, TruthDisk{
-			Key: d.key, Label: d.label, Capacity: d.Capacity, File: file, Path: d.spell(d.Names(frozen)[0]),
+			Key: d.key, Label: d.label, Capacity: d.Size(), File: file, Path: d.spell(d.Names(frozen)[0]),
 		})
 	}
 	text, err := json.MarshalIndent(truth, "", "  ")
@@ -92,9 +92,9 @@ func (g *guest) keepTruth(one *snapshot) (err error) {
 
 // truth returns what was kept for a snapshot by name, or for the newest.
 func (g *guest) truth(snapshot string) (*Truth, error) {
-	folder := filepath.Join(g.lab.Truth, g.name, "latest")
+	folder := filepath.Join(g.lab.Truth, g.files, "latest")
 	if snapshot != "" {
-		folder = filepath.Join(g.lab.Truth, g.name, strings.ReplaceAll(snapshot, "/", "%2F"))
+		folder = filepath.Join(g.lab.Truth, g.files, strings.ReplaceAll(snapshot, "/", "%2F"))
 	}
 	folder, err := filepath.EvalSymlinks(folder)
 	if err != nil {

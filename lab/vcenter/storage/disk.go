@@ -26,6 +26,7 @@ type Spec struct {
 	Name     string // file names start so: Name.vmdk, Name-flat.vmdk
 	Capacity int64  // bytes, a multiple of 512
 	Golden   string // content of a new disk; empty for none
+	Mark     string // what a new disk begins with instead
 	Adapter  string // ddb.adapterType
 	UUID     string
 }
@@ -38,6 +39,7 @@ type Layer struct {
 	written Ranges // of a delta: where it overrules the layer below
 	cid     uint32
 	writes  uint64 // of a frozen layer: the disk's count when it froze
+	into    *Layer // of a frozen layer that was merged: the one that holds its bytes now
 }
 
 // Disk is the running disk of a VM. Its top layer takes the writes; all others are frozen.
@@ -48,7 +50,10 @@ type Disk struct {
 	writes uint64   // how often the guest wrote since Open
 }
 
-// Open makes the disk's files unless they exist, and joins deltas that a killed run left.
+// Files are the two files of one layer: their paths on this host.
+type Files struct{ Descriptor, Extent string }
+
+// Open makes the disk's files unless they exist, and joins deltas that a killed run left. A disk that has grown stays so.
 func Open(spec Spec) (*Disk, error) {
 	if spec.Capacity <= 0 || spec.Capacity%512 != 0 {
 		return nil, fmt.Errorf("disk %s: %d bytes is not a whole number of sectors", spec.Name, spec.Capacity)
@@ -69,9 +74,11 @@ func Open(spec Spec) (*Disk, error) {
 		return nil, err
 	}
 	disk.layers = []*Layer{base}
-	if info, err := base.file.Stat(); err != nil || info.Size() != spec.Capacity {
-		return nil, errors.Join(err, fmt.Errorf("%s exists with another size than the %d bytes it should have", flat, spec.Capacity))
+	info, err := base.file.Stat()
+	if err != nil || info.Size() < spec.Capacity {
+		return nil, errors.Join(err, fmt.Errorf("%s is smaller than the %d bytes it should have", flat, spec.Capacity))
 	}
+	disk.Capacity = info.Size()
 	if err := disk.recover(); err != nil {
 		return nil, err
 	}
@@ -96,7 +103,42 @@ func (d *Disk) create(flat string) error {
 			return err
 		}
 	}
+	if d.Mark != "" {
+		file, err := os.OpenFile(fresh, os.O_WRONLY, 0)
+		if err != nil {
+			return err
+		}
+		_, err = file.WriteAt([]byte(d.Mark), 0)
+		if err := errors.Join(err, file.Close()); err != nil {
+			return err
+		}
+	}
 	return os.Rename(fresh, flat)
+}
+
+// Grow adds bytes to the end of the disk, which reads as zero there. As on ESXi, a disk with deltas does not grow.
+func (d *Disk) Grow(bytes int64) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if len(d.layers) > 1 {
+		return fmt.Errorf("disk %s stands on a snapshot and cannot grow", d.Name)
+	}
+	if bytes <= 0 || bytes%512 != 0 {
+		return fmt.Errorf("disk %s cannot grow by %d bytes", d.Name, bytes)
+	}
+	if err := d.layers[0].file.Truncate(d.Capacity + bytes); err != nil {
+		return err
+	}
+	d.Capacity += bytes
+	d.writes++
+	return d.describe()
+}
+
+// Size returns the disk's capacity, which may grow.
+func (d *Disk) Size() int64 {
+	d.mu.RLock()
+	defer d.mu.RUnlock()
+	return d.Capacity
 }
 
 // Close lets go of the files. Deltas stay and are joined by the next Open.
@@ -160,18 +202,30 @@ func (l *Layer) Writes() uint64 { return l.writes }
 // CID returns the layer's content id.
 func (l *Layer) CID() string { return fmt.Sprintf("%08x", l.cid) }
 
-// Allocated returns the bytes that all the disk's files take.
-func (d *Disk) Allocated() int64 {
+// Files returns what the layers up to the given one consist of, base first.
+func (d *Disk) Files(upTo *Layer) []Files {
 	d.mu.RLock()
 	defer d.mu.RUnlock()
+	var files []Files
+	for _, layer := range d.layers[:d.index(upTo)+1] {
+		files = append(files, Files{d.descriptor(layer), d.extent(layer)})
+	}
+	return files
+}
+
+// Allocated returns the bytes that all the disk's files take.
+func (d *Disk) Allocated() int64 {
 	var total int64
-	for _, layer := range d.layers {
-		total += Allocated(d.extent(layer))
+	for _, each := range d.Files(d.Top()) {
+		total += Allocated(each.Extent)
 	}
 	return total
 }
 
 func (d *Disk) index(layer *Layer) int {
+	for layer.into != nil {
+		layer = layer.into
+	}
 	for i, l := range d.layers {
 		if l == layer {
 			return i
@@ -181,8 +235,9 @@ func (d *Disk) index(layer *Layer) int {
 }
 
 func (d *Disk) check(off, length int64) error {
-	if off < 0 || length < 0 || off > d.Capacity-length {
-		return fmt.Errorf("%d bytes at %d reach beyond the disk's %d", length, off, d.Capacity)
+	size := d.Size()
+	if off < 0 || length < 0 || off > size-length {
+		return fmt.Errorf("%d bytes at %d reach beyond the disk's %d", length, off, size)
 	}
 	return nil
 }
@@ -198,6 +253,20 @@ func (d *Disk) ReadAt(p []byte, off int64) (int, error) {
 		return 0, err
 	}
 	return len(p), nil
+}
+
+// ReadLayer reads the disk as it is up to a frozen layer.
+func (d *Disk) ReadLayer(frozen *Layer, p []byte, off int64) error {
+	if err := d.check(off, int64(len(p))); err != nil {
+		return err
+	}
+	d.mu.RLock()
+	defer d.mu.RUnlock()
+	i := d.index(frozen)
+	if i < 0 {
+		return fmt.Errorf("%s: the frozen file is gone", d.Name)
+	}
+	return d.read(i, p, off)
 }
 
 // read fills p from the layer with index i and those below it.
@@ -323,7 +392,7 @@ func (d *Disk) Consolidate(frozen map[*Layer]bool) (map[*Layer]*Layer, error) {
 			return became, err
 		}
 		if frozen[above] {
-			became[above] = below
+			became[above], above.into = below, below
 			frozen[below] = true
 		}
 	}

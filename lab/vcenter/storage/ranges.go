@@ -62,6 +62,17 @@ func (rs Ranges) Widen(cell, limit int64) Ranges {
 	return wide.Union(nil)
 }
 
+// Before returns what of the ranges lies before an offset.
+func (rs Ranges) Before(end int64) Ranges {
+	var before Ranges
+	for _, r := range rs {
+		if r.Start < end {
+			before = append(before, Range{r.Start, min(r.End, end)})
+		}
+	}
+	return before
+}
+
 // Split calls visit for the pieces of r in order, saying of each whether the list covers it.
 func (rs Ranges) Split(r Range, visit func(piece Range, covered bool) error) error {
 	at := r.Start

@@ -63,6 +63,14 @@ func TestRangesBehaveLikePaint(t *testing.T) {
 				t.Fatalf("union of %v and %v is wrong at %d: %v", a, b, i, union)
 			}
 		}
+		end := random.IntN(width + 1)
+		before := a.Before(int64(end))
+		checkTidy(t, before)
+		for i, covered := range bits(before) {
+			if covered != (paintedA[i] && i < end) {
+				t.Fatalf("what of %v is before %d is wrong at %d: %v", a, end, i, before)
+			}
+		}
 		start := random.Int64N(width)
 		whole := Range{start, start + random.Int64N(width-start)}
 		at := whole.Start

@@ -57,6 +57,15 @@ def test_the_odd_disk_is_the_same_each_time_and_ends_in_data(build, tmp_path):
         assert not content[8 << 20 : 9 << 20].strip(b"\0")
 
 
+def test_the_small_disk_is_mostly_a_hole_and_the_same_each_time(build, tmp_path):
+    first, second = tmp_path / "first", tmp_path / "second"
+    for disk in (first, second):
+        build["small_disk"](disk)
+    assert first.read_bytes() == second.read_bytes()
+    assert first.stat().st_size == 32 << 20
+    assert first.stat().st_blocks * 512 < 4 << 20
+
+
 def test_punching_takes_blocks_away_and_keeps_the_size(build, tmp_path):
     path = tmp_path / "file"
     path.write_bytes(b"x" * 65536)

@@ -143,7 +143,7 @@ def test_a_failed_build_is_not_kept_and_the_next_starts_clean(lab):
 def test_a_machine_knows_its_neighbours(lab):
     net = Subnet(IPv4Network("198.51.100.0/27"))
     assert "vcenter" not in machine.hosts(net, "hub1")
-    assert "198.51.100.17 vcenter.lab.example vcenter\n" in machine.hosts(net, "node1")
+    assert "198.51.100.17 vcenter.lab.example vcenter DC0_C0_H0 DC0_C0_H1\n" in machine.hosts(net, "node1")
 
 
 @pytest.mark.parametrize(

@@ -38,7 +38,9 @@ def described(tmp_path):
             "password_file": "/password",
             "ca_file": str(ca),
             "vms": ["pgtest1", "thin1"],
+            "odd": ["twin", "Büro/Kasse 1"],
         },
+        "vddk": {"archive": "/cache/vddk.tar.gz", "sha256": "5f3c"},
     }
 
 
@@ -47,8 +49,26 @@ def test_machines_and_vms_are_in_their_groups(script, described):
     assert found["hubs"]["hosts"] == ["hub1"]
     assert found["nodes"]["hosts"] == ["node1"]
     assert found["vms"]["hosts"] == ["pgtest1", "thin1"]
-    assert found["nodes"]["vars"] == {"node_vcenter_ca": "CERTIFICATE"}
-    assert set(found["_meta"]["hostvars"]) == {"hub1", "node1"}
+    assert found["nodes"]["vars"] == {
+        "node_vcenter_ca": "CERTIFICATE",
+        "node_vddk_archive": "/cache/vddk.tar.gz",
+        "node_vddk_sha256": "5f3c",
+    }
+    assert set(found["_meta"]["hostvars"]) == {"hub1", "node1", "Buro-Kasse-1"}
+
+
+def test_a_name_that_no_limit_can_choose_is_a_variable_of_a_plain_host(script, described):
+    found = script.inventory(described)
+    assert found["odd"]["hosts"] == ["twin", "Buro-Kasse-1"]
+    assert found["_meta"]["hostvars"]["Buro-Kasse-1"] == {"backup_vm": "Büro/Kasse 1"}
+
+
+def test_more_machines_stand_behind_the_first(script, described):
+    for name, group in (("node2", "nodes"), ("hub2", "hubs")):
+        described["machines"].append(described["machines"][0] | {"name": name, "groups": [group]})
+    found = script.inventory(described)
+    assert found["hubs"]["hosts"] == ["hub1", "hub2"]
+    assert found["nodes"]["hosts"] == ["node1", "node2"]
 
 
 def test_host_keys_are_pinned(script, described):
@@ -65,7 +85,7 @@ def test_the_password_is_looked_up_and_not_listed(script, described):
 def test_a_lab_of_machines_only_has_no_vms(script, described):
     described["vcenter"] = None
     found = script.inventory(described)
-    assert found["vms"]["hosts"] == []
+    assert found["vms"]["hosts"] == found["odd"]["hosts"] == []
     assert found["all"]["vars"] == {}
 
 
