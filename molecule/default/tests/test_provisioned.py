@@ -2,243 +2,29 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""A provisioned pair, by what the people and programs on it can and cannot do."""
+"""A provisioned pair, seen as a whole; what each role does is tested in the scenario of its name."""
 
 from __future__ import annotations
 
-import json
+import re
 import shlex
-from contextlib import contextmanager
-
-import pytest
-
-TUNNEL = "/etc/sendense/tunnel"
 
 
-def address_of(host):
-    return host.backend.ansible_runner.get_variables(host.backend.host)["ansible_host"]
+def test_a_prediction_for_what_is_provisioned_is_that_nothing_changes(provision):
+    code, output = provision("--check")
+    assert code == 0, output
+    recap = dict(re.findall(r"(\w+) : ok=\d+ changed=(\d+) unreachable=0 failed=0", output))
+    assert {"hub1", "node1"} <= set(recap)
+    assert set(recap.values()) == {"0"}, output
 
 
-@pytest.fixture(scope="module")
-def address(hub):
-    """Return the hub's address, as the node dials it."""
-    return address_of(hub)
-
-
-@contextmanager
-def temporary(host):
-    """Have a folder on *host* for a while."""
-    folder = host.check_output("mktemp --directory")
-    yield folder
-    host.run_expect([0], f"rm -r {folder}")
-
-
-def as_sendense(node, script):
-    """Run the shell *script* on the node as the user that backups run as; the exit code is 0 or 1."""
-    command = shlex.join(["runuser", "--user=sendense", "--", "timeout", "20", "sh", "-c", script])
-    return node.run(f"{command} || exit 1")  # testinfra takes ssh's 255 for a failure of its own connection
-
-
-def ssh(address, *options, key=f"{TUNNEL}/id_ed25519", known_hosts=f"{TUNNEL}/known_hosts"):
-    """Return the command that logs in to the hub as a tunnel does."""
-    settings = {
-        "UserKnownHostsFile": known_hosts,
-        "StrictHostKeyChecking": "yes",
-        "IdentitiesOnly": "yes",
-        "BatchMode": "yes",
-        "ConnectTimeout": "5",
-        "ExitOnForwardFailure": "yes",
-    }
-    words = [f"-o{name}={value}" for name, value in settings.items()]
-    return shlex.join(["ssh", "-F", "none", "-i", key, *words, *options, f"sendense-tunnel@{address}"])
-
-
-def fetch(node, address, target):
-    """Open a tunnel from the node to *target* as the hub sees it; return what comes out of it, and what ssh says."""
-    program = (
-        "import socket, subprocess, sys, time\n"
-        "tunnel = subprocess.Popen(sys.argv[2:], stdin=subprocess.PIPE)\n"
-        "for _ in range(100):\n"
-        "    time.sleep(0.1)\n"
-        "    try: link = socket.create_connection(('127.0.0.1', int(sys.argv[1])), 5)\n"
-        "    except ConnectionRefusedError: continue\n"
-        "    print(link.recv(99)); link.close(); break\n"
-        "tunnel.stdin.close(); tunnel.wait()"
-    )
-    port = 20100
-    command = ssh(address, "-L", f"127.0.0.1:{port}:{target}")
-    return as_sendense(node, f"python3 -c {shlex.quote(program)} {port} {command}")
-
-
-@pytest.fixture
-def greeter(hub):
-    """Return a function that has the hub greet whoever connects to an address and port."""
-    units = []
-
-    def greet(host, port):
-        unit = f"test-greeter-{port}"
-        program = (
-            f"import socket; s = socket.create_server(('{host}', {port}))\n"
-            "while True: c, _ = s.accept(); c.sendall(b'hello'); c.close()"
-        )
-        hub.run_expect([0], f"systemd-run --quiet --collect --unit={unit} python3 -c {shlex.quote(program)}")
-        units.append(unit)
-        hub.run_expect(
-            [0], f"for i in $(seq 50); do ss -Htln sport = :{port} | grep -q . && exit; sleep 0.1; done; exit 1"
-        )
-
-    yield greet
-    for unit in units:
-        hub.run_expect([0], f"systemctl stop {unit}")
-
-
-def test_the_repository_belongs_to_the_service_user(hub):
-    folder = hub.file("/backup/repository")
-    assert (folder.user, folder.group, folder.mode) == ("sendense", "sendense", 0o750)
-    assert json.loads(hub.file("/backup/repository/repository.json").content_string) == {"format": 1}
-    assert hub.run("runuser --user=sendense -- touch /backup/repository/x").rc == 0
-    assert hub.run("runuser --user=sendense -- rm /backup/repository/x").rc == 0
-
-
-def test_the_folders_of_running_jobs_come_back_after_a_boot(hub, node):
-    """Seen in a mount namespace with an empty /run: the real folder may be in use."""
-    for host, folder in ((hub, "/run/sendense/leases"), (node, "/run/sendense")):
-        boot = (
-            f"mount -t tmpfs tmpfs /run && systemd-tmpfiles --create --prefix=/run/sendense && stat -c '%U %a' {folder}"
-        )
-        assert host.check_output(f'unshare --mount sh -c "{boot}"') == "root 755"
-        assert host.file(folder).mode == 0o755
-
-
-@pytest.mark.parametrize(
-    "command",
-    [
-        pytest.param("qemu-nbd --version && qemu-img --version", id="the hub can make and serve images"),
-        pytest.param("/usr/bin/python3 -c 'import nbd'", id="the hub can speak NBD"),
-    ],
-)
-def test_the_hub_has_its_tools(hub, command):
-    hub.run_expect([0], command)
-
-
-@pytest.mark.parametrize(
-    "command",
-    [
-        pytest.param("nbdkit --dump-plugin curl", id="the node can read disks over https"),
-        pytest.param("/usr/bin/python3 -c 'import nbd'", id="the node can speak NBD"),
-        pytest.param("/usr/bin/python3 -c 'import pyVim.connect, pyVmomi'", id="the node can speak to vCenter"),
-    ],
-)
-def test_the_node_has_its_tools(node, command):
-    node.run_expect([0], command)
-
-
-def test_nobody_logs_in_as_the_service_user(hub, node):
-    for host in (hub, node):
-        assert host.user("sendense").shell == "/usr/sbin/nologin"
-        assert host.user("sendense").home == "/var/lib/sendense"
-
-
-def test_from_the_node_the_hub_offers_sshd_alone(node, address):
+def test_from_the_node_the_hub_offers_sshd_alone(hub, node, address_of):
     scan = (
         "import socket\n"
         "def is_open(port):\n"
         "    with socket.socket() as s:\n"
         "        s.settimeout(1)\n"
-        f"        return s.connect_ex(('{address}', port)) == 0\n"
+        f"        return s.connect_ex(('{address_of(hub)}', port)) == 0\n"
         "print([port for port in [*range(1, 1025), *range(8080, 8090), *range(10090, 10211), 10809] if is_open(port)])"
     )
     assert node.check_output(f"python3 -c {shlex.quote(scan)}") == "[22]"
-
-
-def test_the_private_key_is_the_service_user_s_alone(hub, node):
-    key = node.file(f"{TUNNEL}/id_ed25519")
-    assert (key.user, key.mode) == ("sendense", 0o600)
-    assert not hub.file(f"{TUNNEL}/id_ed25519").exists
-
-
-def test_the_tunnel_reaches_an_export(node, address, greeter):
-    greeter("127.0.0.1", 10200)  # the last port: running exports take the first ones
-    done = fetch(node, address, "127.0.0.1:10200")
-    assert (done.rc, done.stdout) == (0, "b'hello'\n"), done.stderr
-
-
-@pytest.mark.parametrize(
-    "target",
-    [
-        pytest.param("127.0.0.1:10099", id="a port below those of exports"),
-        pytest.param("127.0.0.1:10201", id="a port above those of exports"),
-        pytest.param("127.0.0.1:22", id="sshd"),
-        pytest.param("localhost:10200", id="an export by another name of loopback"),
-        pytest.param("/run/systemd/private", id="a socket of the hub"),
-    ],
-)
-def test_the_tunnel_reaches_nothing_else_on_the_hub(node, address, greeter, target):
-    host, _, port = target.partition(":")
-    if port not in ("", "22"):
-        greeter(host, int(port))
-    done = fetch(node, address, target)
-    assert done.stdout in ("b''\n", ""), "something came out of the tunnel"
-    assert "open failed" in done.stderr
-
-
-def test_the_tunnel_reaches_no_other_machine(node, address):
-    done = fetch(node, address, f"{address_of(node)}:22")
-    assert "SSH-" not in done.stdout
-    assert "administratively prohibited" in done.stderr
-
-
-@pytest.mark.parametrize(
-    "listen",
-    [
-        pytest.param("127.0.0.1:9081", id="a port of loopback"),
-        pytest.param("127.0.0.1:10100", id="a port of exports"),
-        pytest.param("0", id="any port"),
-        pytest.param("/tmp/back.sock", id="a socket"),
-    ],
-)
-def test_the_tunnel_leads_one_way(node, address, listen):
-    done = as_sendense(node, ssh(address, "-R", f"{listen}:127.0.0.1:22"))
-    assert done.rc == 1
-    assert "remote port forwarding failed" in done.stderr
-
-
-@pytest.mark.parametrize(
-    ("option", "words"),
-    [
-        pytest.param("-T", "id", id="a command"),
-        pytest.param("-T", "", id="a shell"),
-        pytest.param("-tt", "", id="a terminal"),
-        pytest.param("-s", "sftp", id="files"),
-    ],
-)
-def test_the_tunnel_runs_nothing(node, address, option, words):
-    done = as_sendense(node, f"echo id | {ssh(address, option)} {words}")
-    assert "uid=" not in done.stdout
-    assert "sftp" not in done.stdout
-
-
-def test_a_key_that_no_node_has_is_not_let_in(node, address):
-    with temporary(node) as folder:
-        node.run_expect([0], f"ssh-keygen -q -t ed25519 -N '' -f {folder}/key && chown -R sendense {folder}")
-        done = as_sendense(node, ssh(address, key=f"{folder}/key"))
-    assert done.rc == 1
-    assert "Permission denied" in done.stderr
-
-
-def test_a_hub_with_another_host_key_is_not_trusted(node, address):
-    with temporary(node) as folder:
-        node.run_expect([0], f"ssh-keygen -q -t ed25519 -N '' -f {folder}/other && chmod 755 {folder}")
-        node.run_expect([0], f"(printf '%s ' {address}; cat {folder}/other.pub) > {folder}/known_hosts")
-        done = as_sendense(node, ssh(address, known_hosts=f"{folder}/known_hosts"))
-    assert done.rc == 1
-    assert "Host key verification failed" in done.stderr
-
-
-def test_the_account_cannot_change_its_own_keys(hub):
-    assert hub.run("runuser --user=sendense-tunnel -- sh -c 'echo x >> /etc/sendense/tunnel/authorized_keys'").rc != 0
-    assert hub.run("runuser --user=sendense-tunnel -- sh -c 'rm -f /etc/sendense/tunnel/authorized_keys'").rc != 0
-
-
-def test_passwords_do_not_fit_the_account(hub):
-    assert hub.check_output("getent shadow sendense-tunnel").split(":")[1] == "*"
