@@ -15,16 +15,16 @@ Command = list[str]
 
 
 class CommandFailed(SendenseError):
-    """A program ended with a code other than 0; the message is its name and its last words."""
+    """A program ended with a code other than 0; the message is its name and its last words, ``said`` is all of them."""
 
     def __init__(self, command: Sequence[str], returncode: int, stderr: str) -> None:
-        self.returncode = returncode
+        self.returncode, self.said = returncode, stderr
         super().__init__(f"{command[0]} failed: {last_words(stderr) or f'exit code {returncode}, no output'}")
 
 
 def last_words(text: str, lines: int = 3) -> str:
-    """Return the last non-empty *lines* of a program's output as one line."""
-    return " / ".join([line.strip() for line in text.splitlines() if line.strip()][-lines:])
+    """Return the last *lines* of a program's output as one line, without those that are empty or told already."""
+    return " / ".join(list(dict.fromkeys(line.strip() for line in text.splitlines() if line.strip()))[-lines:])
 
 
 def run(command: Sequence[str], timeout: float | None = 60) -> str:

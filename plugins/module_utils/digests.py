@@ -2,23 +2,25 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""The digest grid: a SHA-256 per 64 KiB cell of a disk, and the Merkle root over all of them.
+"""The digest grid: a digest per 64 KiB cell of a disk, and the Merkle root over all of them.
 
-The leaf of a cell is the SHA-256 of its bytes (the last cell may be short), and ``ZERO`` for a cell whose bytes are all
-zero. A node is SHA-256(0x01 ‖ left ‖ right), and ``ZERO`` where both children are; cells beyond the end are ``ZERO``. The
-root is SHA-256(0x02 ‖ capacity as 8 bytes, big endian ‖ top node). So a root can be computed from the non-zero cells
-alone, in ascending order and constant memory, however large the disk is.
+H is the first 32 bytes of what one of ``ALGORITHMS`` makes of bytes: SHA-256 unless somebody wished another one. The leaf of
+a cell is H(its bytes) (the last cell may be short), and ``ZERO`` for a cell whose bytes are all zero. A node is
+H(0x01 ‖ left ‖ right), and ``ZERO`` where both children are; cells beyond the end are ``ZERO``. The root is
+H(0x02 ‖ capacity as 8 bytes, big endian ‖ top node). So a root can be computed from the non-zero cells alone, in ascending
+order and constant memory, however large the disk is.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
 from struct import Struct
+from typing import Any
 
 from ansible_collections.sendense.backup.plugins.module_utils.errors import SendenseError
 from ansible_collections.sendense.backup.plugins.module_utils.extents import Range
@@ -26,13 +28,17 @@ from ansible_collections.sendense.backup.plugins.module_utils.extents import Ran
 CELL = 64 * 1024
 ZERO = bytes(32)
 ALGORITHM = "sha256"
+# hashlib has them everywhere, and their first 32 bytes stand against collisions as SHA-256 does
+ALGORITHMS = (ALGORITHM, "sha512", "sha3_256", "blake2b")
 FORMAT = 1
 
 _SECTIONS_LOG2 = 8
 _RECORD = Struct(">QB32s")  # cell number, 1 = data and 0 = zero, leaf
 _ZERO_CELL = bytes(CELL)
+_NODE = b"\x01"
 
 Leaf = tuple[int, bytes]  # cell number, leaf
+Hash = Callable[[Any], bytes]  # of anything with a buffer
 
 
 @dataclass(frozen=True)
@@ -42,14 +48,23 @@ class Tree:
     root: str  # hex
     section_size: int  # bytes of the disk that a section covers
     sections: dict[int, str]  # hex by section number; a section that is all zero is left out
+    algorithm: str = ALGORITHM
 
 
-def leaves(view: memoryview) -> bytes:
+def hashing(algorithm: str) -> Hash:
+    """Return H of that algorithm. Raises SendenseError for one that is not ours."""
+    if algorithm not in ALGORITHMS:
+        raise SendenseError(f"there are no digests by {algorithm!r}; this version knows {', '.join(ALGORITHMS)}")
+    new = getattr(hashlib, algorithm)
+    return lambda data: new(data).digest()[:32]
+
+
+def leaves(view: memoryview, algorithm: str = ALGORITHM) -> bytes:
     """Return the leaves of the cells in *view*, 32 bytes each, in order; *view* begins on the grid."""
-    found = bytearray()
+    found, digest = bytearray(), hashing(algorithm)
     for start in range(0, len(view), CELL):
         cell = view[start : start + CELL]
-        found += ZERO if is_zero(cell) else sha256(cell).digest()
+        found += ZERO if is_zero(cell) else digest(cell)
     return bytes(found)
 
 
@@ -59,46 +74,44 @@ def is_zero(cell: memoryview) -> bool:
     return cell[0] == 0 and cell[-1] == 0 and cell.tobytes() == (_ZERO_CELL if len(cell) == CELL else bytes(len(cell)))
 
 
-def tree(found: Iterable[Leaf], capacity: int) -> Tree:
+def tree(found: Iterable[Leaf], capacity: int, algorithm: str = ALGORITHM) -> Tree:
     """Return the tree of a disk of *capacity* bytes whose leaves, ascending, are *found*; cells left out are zero."""
+    digest = hashing(algorithm)
     height = max(-(-capacity // CELL) - 1, 0).bit_length()
     fold = max(height - _SECTIONS_LOG2, 0)
     nodes: Iterable[Leaf] = (leaf for leaf in found if leaf[1] != ZERO)
     for _level in range(fold):
-        nodes = _parents(nodes)
+        nodes = _parents(nodes, digest)
     sections = list(nodes)
     top: Iterable[Leaf] = sections
     for _level in range(height - fold):
-        top = _parents(top)
+        top = _parents(top, digest)
     top_node = next(iter(top), (0, ZERO))[1]
     return Tree(
-        root=sha256(b"\x02" + capacity.to_bytes(8, "big") + top_node).hexdigest(),
+        root=digest(b"\x02" + capacity.to_bytes(8, "big") + top_node).hex(),
         section_size=CELL << fold,
         sections={number: node.hex() for number, node in sections},
+        algorithm=algorithm,
     )
 
 
-def _parents(nodes: Iterable[Leaf]) -> Iterator[Leaf]:
+def _parents(nodes: Iterable[Leaf], digest: Hash) -> Iterator[Leaf]:
     """Yield the nodes one level up; *nodes* ascend, and those left out are ZERO."""
     waiting: Leaf | None = None
     for number, node in nodes:
         if waiting and number == waiting[0] + 1:
-            yield number >> 1, _node(waiting[1], node)
+            yield number >> 1, digest(_NODE + waiting[1] + node)
             waiting = None
             continue
         if waiting:
-            yield waiting[0] >> 1, _node(waiting[1], ZERO)
+            yield waiting[0] >> 1, digest(_NODE + waiting[1] + ZERO)
             waiting = None
         if number & 1:
-            yield number >> 1, _node(ZERO, node)
+            yield number >> 1, digest(_NODE + ZERO + node)
         else:
             waiting = number, node
     if waiting:
-        yield waiting[0] >> 1, _node(waiting[1], ZERO)
-
-
-def _node(left: bytes, right: bytes) -> bytes:
-    return sha256(b"\x01" + left + right).digest()
+        yield waiting[0] >> 1, digest(_NODE + waiting[1] + ZERO)
 
 
 def differences(one: Tree, other: Tree, capacity: int) -> list[Range]:
@@ -109,10 +122,14 @@ def differences(one: Tree, other: Tree, capacity: int) -> list[Range]:
 
 
 class LeafFile:
-    """Leaves in a sparse file, 32 bytes each at 32 times the cell number, so that they may come in any order; a hole is zero."""
+    """Leaves in a sparse file, 32 bytes each at 32 times the cell number, so that they may come in any order; a hole is zero.
 
-    def __init__(self, path: Path) -> None:
-        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
+    With *keep* those that are there already stay.
+    """
+
+    def __init__(self, path: Path, algorithm: str = ALGORITHM, *, keep: bool = False) -> None:
+        self.algorithm = algorithm
+        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | (0 if keep else os.O_TRUNC), 0o600)
 
     def put(self, offset: int, found: bytes) -> None:
         """Keep the leaves of the cells that begin at byte *offset* of the disk."""
@@ -131,17 +148,21 @@ class LeafFile:
                     yield (position + start) // 32, block[start : start + 32]
                 position += len(block)
 
+    def sync(self) -> None:
+        """Have what was put on stable storage."""
+        os.fdatasync(self._descriptor)
+
     def close(self) -> None:
         """Close the file; it stays until it is removed."""
         os.close(self._descriptor)
 
 
-def write(path: Path, capacity: int, found: Iterable[Leaf]) -> Iterator[Leaf]:
+def write(path: Path, capacity: int, found: Iterable[Leaf], algorithm: str = ALGORITHM) -> Iterator[Leaf]:
     """Write the leaves of a full disk to a ``.digests`` file (format: design, section 6), passing them on as they come.
 
     Cells that the file does not list are zero. The file is on stable storage when the iterator is exhausted.
     """
-    header = {"format": FORMAT, "algorithm": ALGORITHM, "cell": CELL, "capacity": capacity, "unlisted": "zero"}
+    header = {"format": FORMAT, "algorithm": algorithm, "cell": CELL, "capacity": capacity, "unlisted": "zero"}
     with path.open("wb") as file:
         file.write(json.dumps(header).encode() + b"\n")
         for number, leaf in found:
@@ -152,16 +173,27 @@ def write(path: Path, capacity: int, found: Iterable[Leaf]) -> Iterator[Leaf]:
         os.fsync(file.fileno())
 
 
+def check_known(path: Path, algorithm: str) -> None:
+    """Raise SendenseError when the digests in a file are by an algorithm that only another version knows."""
+    if algorithm not in ALGORITHMS:
+        raise SendenseError(
+            f"{path} holds digests by {algorithm!r}, and this version knows {', '.join(ALGORITHMS)}; read it with the version "
+            "of the collection that wrote it"
+        )
+
+
 def read(path: Path) -> Iterator[Leaf]:
     """Yield the leaves that a ``.digests`` file lists. Raises SendenseError for what is not one of ours."""
     with path.open("rb") as file:
         try:
             header = json.loads(file.readline())
-            known = (header["format"], header["algorithm"], header["cell"]) == (FORMAT, ALGORITHM, CELL)
+            known = (header["format"], header["cell"]) == (FORMAT, CELL)
+            algorithm = header["algorithm"]
         except (ValueError, KeyError, TypeError):
-            known = False
+            known, algorithm = False, ""
         if not known:
             raise SendenseError(f"{path} is not a digest file of format {FORMAT}")
+        check_known(path, algorithm)
         while record := file.read(_RECORD.size):
             if len(record) < _RECORD.size:
                 raise SendenseError(f"{path} is cut short")

@@ -7,7 +7,10 @@
 from __future__ import annotations
 
 import os
+import pwd
 from pathlib import Path
+
+from ansible_collections.sendense.backup.plugins.module_utils.errors import Refused
 
 Owner = tuple[int, int]  # uid, gid
 
@@ -37,6 +40,15 @@ def write(path: Path, content: bytes, *, mode: int, owner: Owner | None = None, 
 def give(path: Path, owner: Owner) -> None:
     """Give *path* to *owner*; of a link the link itself, never what it points to."""
     os.chown(path, *owner, follow_symlinks=False)
+
+
+def owner(name: str) -> Owner:
+    """Return who the user *name* of this host is. Raises Refused when there is no such user."""
+    try:
+        user = pwd.getpwnam(name)
+    except KeyError:
+        raise Refused(f"there is no user {name} on this host") from None
+    return user.pw_uid, user.pw_gid
 
 
 def sync(path: Path) -> None:

@@ -17,6 +17,7 @@ from ansible_collections.sendense.backup.plugins.module_utils import files
 from ansible_collections.sendense.backup.plugins.module_utils.errors import Refused
 
 RUN = Path("/run/sendense")
+PROGRESS = "progress"  # folder in RUN: how far each copy is, for a monitor
 WORK = Path("/var/lib/sendense/jobs")  # on the node, for what is too large for /run
 USER = "sendense"  # the user that units run as, on hub and node; roles hub and node make it
 
@@ -43,6 +44,27 @@ def point_id(job: str) -> str:
     return match.group(1)
 
 
+def is_job(name: str) -> bool:
+    """Whether *name* is the id of a job."""
+    return bool(_JOB.fullmatch(name))
+
+
+def of_unit(unit: str) -> str:
+    """Return the job that the name of a systemd unit tells (``sendense-export-<job>-2000``); empty when it tells none."""
+    found = re.fullmatch(rf"sendense-[a-z]+-({_JOB.pattern})(?:-.*)?", unit)
+    return found[1] if found else ""
+
+
+def started(job: str) -> datetime:
+    """Return when *job* began, as its id tells; Refused for what is no job id."""
+    return datetime.strptime(point_id(job), "%Y%m%dT%H%M%SZ").replace(tzinfo=UTC)
+
+
+def vm_part(job: str) -> str:
+    """Return the first eight digits of the instance uuid of the VM that *job* is for."""
+    return job.rsplit("-", 2)[1]
+
+
 def export_name(job: str, rank: int) -> str:
     """Return the NBD export name of the disk with that rank (0 first, in order of device key) in *job*."""
     return f"{job}-disk{rank}"
@@ -52,6 +74,12 @@ def folder(job: str) -> Path:
     """Return the job's folder in /run, whether it is there or not."""
     point_id(job)
     return RUN / job
+
+
+def progress_file(job: str) -> Path:
+    """Return the file that tells anybody on the node how far the job's copy is."""
+    point_id(job)
+    return RUN / PROGRESS / f"{job}.json"
 
 
 def make_folder(job: str) -> Path:

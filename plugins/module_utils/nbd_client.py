@@ -77,6 +77,10 @@ def connect(uri: str, timeout: float = 10, *, contexts: tuple[str, ...] = ()) ->
             handle.poll(max(1, int(left * 1000)))
         yield handle
     except libnbd.Error as error:
+        if "no export named" in error.string:
+            raise SendenseError(
+                f"{uri} is not served there; who answers has an export of another job or disk"
+            ) from None
         raise SendenseError(f"{uri}: {error.string}") from None
     # after a failure there is no farewell: it would wait for every answer that the server still owes
     if handle.aio_is_ready():

@@ -19,6 +19,7 @@ from ansible_collections.sendense.backup.plugins.module_utils import jobs
 from ansible_collections.sendense.backup.plugins.module_utils.commands import CommandFailed, last_words, run
 from ansible_collections.sendense.backup.plugins.module_utils.errors import SendenseError
 
+SLICE = "sendense.slice"  # roles hub and node say what it may use
 _SHOWN = ("ActiveState", "SubState", "Result", "ExecMainCode", "ExecMainStatus")
 _CLD_KILLED = ("2", "3")  # ExecMainCode: CLD_KILLED, CLD_DUMPED of wait(2)
 
@@ -62,7 +63,8 @@ def start(name: str, command: Sequence[str], *properties: str) -> None:
 
     Each of *properties* is a ``Name=value`` of systemd-run's ``--property``. Raises SendenseError when systemd refuses.
     """
-    options = [f"--property={each}" for each in (f"User={jobs.USER}", f"Group={jobs.USER}", "UMask=0077", *properties)]
+    always = (f"Slice={SLICE}", f"User={jobs.USER}", f"Group={jobs.USER}", "UMask=0077")
+    options = [f"--property={each}" for each in (*always, *properties)]
     try:
         run(["systemd-run", "--quiet", f"--unit={name}", "--service-type=exec", *options, "--", *command])
     except CommandFailed as failed:
@@ -83,10 +85,29 @@ def read(name: str) -> Unit:
     )
 
 
+def invocation(name: str) -> str:
+    """Return systemd's id of this start of the unit, 32 hex digits (systemd.exec(5)); empty when it knows none."""
+    shown = run(["systemctl", "show", "--property=InvocationID", f"{name}.service"])
+    return dict(line.partition("=")[::2] for line in shown.splitlines()).get("InvocationID", "")
+
+
 def names(job: str, kind: str = "*") -> list[str]:
     """Return the units of *job* that systemd knows, running or failed: ``sendense-<kind>-<job>`` and those below it."""
     jobs.point_id(job)
-    patterns = [f"sendense-{kind}-{job}.service", f"sendense-{kind}-{job}-*.service"]
+    listed = _listed(f"sendense-{kind}-{job}.service", f"sendense-{kind}-{job}-*.service")
+    return [name for name in listed if jobs.of_unit(name) == job]  # a job may be named as another one is, and more
+
+
+def by_job() -> dict[str, list[str]]:
+    """Return the units that systemd knows of all jobs, running or failed, by job."""
+    found: dict[str, list[str]] = {}
+    for name in _listed("sendense-*-*.service"):
+        if job := jobs.of_unit(name):
+            found.setdefault(job, []).append(name)
+    return found
+
+
+def _listed(*patterns: str) -> list[str]:
     listed = run(["systemctl", "list-units", "--all", "--plain", "--no-legend", "--no-pager", *patterns])
     return sorted(re.sub(r"\.service$", "", line.split()[0]) for line in listed.splitlines() if line.strip())
 

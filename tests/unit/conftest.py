@@ -6,8 +6,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import random
 import shutil
 import socket
 import subprocess
@@ -19,7 +21,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
+
+hypothesis.settings.register_profile("any machine", deadline=None)  # speed is for the bench to measure
+hypothesis.settings.load_profile("any machine")
 
 ROOT = Path(__file__).resolve().parents[2]
 # beside the installed collection (ansible-test) the name resolves already; in a checkout by the links in collections/
@@ -85,6 +91,21 @@ def private_run(tmp_path, with_run) -> list[str]:
     return with_run(tmp_path / "run")
 
 
+@pytest.fixture
+def small_filesystem(tmp_path, with_run):
+    """Return a folder that is a file system of its own, of 100 MiB, as a mount namespace beside ours sees it."""
+    (tmp_path / "small").mkdir()
+    words = 'mount -t tmpfs -o size=100m,mode=755 small "$0" && echo ready && exec sleep infinity'
+    # with_run sees to the namespace; what it mounts besides does not matter
+    command = [*with_run("/run"), "sh", "-c", words, str(tmp_path / "small")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as holder:
+        try:
+            assert holder.stdout.readline() == "ready\n"
+            yield Path(f"/proc/{holder.pid}/root{tmp_path}/small")
+        finally:
+            holder.kill()
+
+
 @dataclass
 class NbdServer:
     """A real NBD server on a unix socket of its own."""
@@ -141,6 +162,86 @@ def qemu_nbd(serve):
     return lambda *arguments: serve("qemu-nbd", "--persistent", "--shared=8", "--socket=SOCKET", *arguments)
 
 
+@dataclass
+class Points:
+    """A repository with a full point of a VM and an incremental one on it, and the bytes that each of them holds."""
+
+    repository: Path
+    uuid: str
+    full: str
+    child: str
+    truth: dict[str, dict[int, bytes]]  # by point and key
+
+    def folder(self, point: str) -> Path:
+        """Return where a point lies."""
+        return self.repository / "vms" / self.uuid / point
+
+    def image(self, point: str, key: int) -> Path:
+        """Return the image of a disk."""
+        return self.folder(point) / f"disk-{key}.qcow2"
+
+
+@pytest.fixture
+def points(tmp_path) -> Points:
+    """Return a repository in which the second of two points stands on the first; one disk has an odd size and holes."""
+    made = Points(
+        tmp_path / "repository", "5029f3ab-1c2d-4e3f-8a9b-0c1d2e3f4a5b", "20261123T140102Z", "20261124T140102Z", {}
+    )
+    made.folder(made.full).mkdir(parents=True)
+    made.folder(made.child).mkdir()
+    (made.repository / "repository.json").write_text('{"format": 1}', encoding="utf-8")
+    told = {"name": "pgtest1", "inventory_path": "/DC0/vm/pgtest1"}
+    (made.repository / "vms" / made.uuid / "vm.json").write_text(json.dumps(told), encoding="utf-8")
+    contents = {}
+    for key, size in {2000: (2 << 20) + 1536, 16000: 1 << 20}.items():
+        content = bytearray(random.Random(key).randbytes(size))
+        content[1 << 18 : 1 << 19] = bytes(1 << 18)
+        (raw := tmp_path / "raw").write_bytes(content)
+        subprocess.run(["qemu-img", "convert", "-f", "raw", "-O", "qcow2", raw, made.image(made.full, key)], check=True)
+        contents[key] = content
+    _publish(made, made.full, contents, None)
+    for key, content in contents.items():
+        below = ["-F", "qcow2", "-b", f"../{made.full}/disk-{key}.qcow2"]
+        subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", *below, made.image(made.child, key)], check=True)
+        content[65536:131072], content[720896:786432] = b"A" * 65536, bytes(65536)
+        writes = ["-c", "write -q -P 65 65536 65536", "-c", "write -q -z 720896 65536"]
+        subprocess.run(["qemu-io", "-f", "qcow2", *writes, made.image(made.child, key)], check=True)
+    _publish(made, made.child, contents, made.full)
+    return made
+
+
+def _publish(made: Points, point: str, contents: Mapping[int, bytearray], parent: str | None) -> None:
+    """Write the manifest of a point as this collection does."""
+    from ansible_collections.sendense.backup.plugins.module_utils import digests
+
+    kind = "incremental" if parent else "full"
+    disks, files = [], {}
+    for key, content in contents.items():
+        leaves = digests.leaves(memoryview(content))
+        every = ((at // 32, leaves[at : at + 32]) for at in range(0, len(leaves), 32))
+        root = digests.tree(
+            digests.write(made.folder(point) / f"disk-{key}.digests", len(content), every), len(content)
+        ).root
+        disk = {
+            "key": key,
+            "label": f"Hard disk {key}",
+            "capacity": len(content),
+            "provisioned": len(content),
+            "root": root,
+        }
+        names = {"image": f"disk-{key}.qcow2", "digests": f"disk-{key}.digests"}
+        disks.append({**disk, **names, "type": kind, "parent": parent})
+        for name in names.values():
+            path = made.folder(point) / name
+            files[name] = {"size": path.stat().st_size, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+    told = {
+        "format": 1, "job": f"pgtest1-5029f3ab-{point}", "point": point, "type": kind, "parent": parent,
+        "vm": {"name": "pgtest1", "inventory_path": "/DC0/vm/pgtest1", "config": {"cpus": 2}}, "disks": disks, "files": files,
+    }  # fmt: skip
+    (made.folder(point) / "manifest.json").write_text(json.dumps(told), encoding="utf-8")
+    made.truth[point] = {key: bytes(content) for key, content in contents.items()}
+
+
 @pytest.fixture
 def systemd(tmp_path, monkeypatch):
     """Return ``systemd(name=…, active=…, …)``, which adds a unit to those that a stand-in of systemd knows.
@@ -178,3 +279,42 @@ esac
 
     add("unknown", active="inactive")
     return add
+
+
+@pytest.fixture
+def host_units(tmp_path, monkeypatch):
+    """Stand in for systemd with real processes: units start, run, end and are read, without systemd and without root.
+
+    Returns the folder in which each unit has the command that it was started with, ``<unit>.command``.
+    """
+    folder = tmp_path / "units"
+    folder.mkdir()
+    start = r"""#!/bin/bash
+for word; do case "$word" in --unit=*) unit=${word#--unit=} ;; esac; done
+printf '%s\n' "$@" > "$HOME_OF_UNITS/$unit.command"
+while [ "$1" != -- ]; do shift; done; shift
+setsid "$@" < /dev/null >> "$HOME_OF_UNITS/$unit.journal" 2>&1 &
+echo $! > "$HOME_OF_UNITS/$unit.pid"
+"""
+    control = r"""#!/bin/bash
+for last; do :; done
+unit=${last%.service} pid=$(cat "$HOME_OF_UNITS/${last%.service}.pid" 2>/dev/null)
+alive() { [ -n "$pid" ] && [ -e /proc/$pid ] && ! grep -q '^State:.Z' /proc/$pid/status; }
+case "$1" in
+stop) kill "$pid" 2>/dev/null; while alive; do sleep 0.05; done ;;
+reset-failed) ;;
+list-units) ;;
+show) case "$*" in *--value*) exit ;; esac
+    if alive; then echo ActiveState=active; else echo ActiveState=inactive; fi
+    printf 'SubState=x\nResult=success\nExecMainCode=1\nExecMainStatus=0\n' ;;
+esac
+"""
+    says = '#!/bin/bash\nfor word; do case "$word" in _SYSTEMD_UNIT=*) u=${word#*=}; cat "$HOME_OF_UNITS/${u%.service}.journal"; esac; done\n'
+    for name, text in (("systemd-run", start), ("systemctl", control), ("journalctl", says)):
+        (folder / name).write_text(text, encoding="utf-8")
+        (folder / name).chmod(0o755)
+    monkeypatch.setenv("HOME_OF_UNITS", str(folder))
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+    yield folder
+    for path in folder.glob("*.pid"):
+        subprocess.run([folder / "systemctl", "stop", path.stem], check=False)

@@ -10,6 +10,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from ansible_collections.sendense.backup.plugins.module_utils import files
 from ansible_collections.sendense.backup.plugins.module_utils.commands import Command, CommandFailed, run
 from ansible_collections.sendense.backup.plugins.module_utils.errors import Refused, SendenseError
 
@@ -75,6 +76,21 @@ def _create(path: Path, desired: Image) -> Command:
     options = f"compat=1.1,lazy_refcounts=off,cluster_size={desired.cluster_size}"
     backing = ["-F", "qcow2", "-b", desired.backing] if desired.backing else []
     return ["qemu-img", "create", "-q", "-f", "qcow2", "-o", options, *backing, str(path), str(desired.size)]
+
+
+def empty(path: Path) -> None:
+    """Put an image without data, otherwise the same and the same user's, in the place of the one at *path*, in one step.
+
+    Raises SendenseError when that is no image that could be made again.
+    """
+    found, scratch = read(path), path.with_name(f".{path.name}.new")
+    if found is None:
+        raise SendenseError(f"{path} is not there any more")
+    scratch.unlink(missing_ok=True)
+    run(plan(scratch, None, found)[0])
+    held = path.stat()
+    files.give(scratch, (held.st_uid, held.st_gid))
+    scratch.replace(path)
 
 
 def check(path: Path) -> None:

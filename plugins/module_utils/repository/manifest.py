@@ -10,16 +10,21 @@ Its keys are interface: programs of others read them. ``format`` grows when a re
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from ansible_collections.sendense.backup.plugins.module_utils import jobs
+from ansible_collections.sendense.backup.plugins.module_utils.digests import ALGORITHM
 from ansible_collections.sendense.backup.plugins.module_utils.errors import SendenseError
 
 FORMAT = 1
 FILE = "manifest.json"
+SEAL = "manifest_sha256"  # SHA-256 of the manifest as it is without the line that says this
+_SEAL_LINE = re.compile(rb'^  "' + SEAL.encode() + rb'": "([0-9a-f]{64})",?\n', re.MULTILINE)
 
 
 def image_file(key: int) -> str:
@@ -48,6 +53,7 @@ def build(run: Run, files: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """Return the manifest of the full point that *run* made; *files* gives size and sha256 of each file by name."""
     frozen = {disk["key"]: disk for disk in run.snapshot["disks"]}
     copied = {disk["key"]: disk for disk in run.copies}
+    apart = ("disks", "skipped", "datastores", "snapshots", "host", "unfinished")
     return {
         **run.facts,
         "format": FORMAT,
@@ -55,10 +61,11 @@ def build(run: Run, files: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
         "point": jobs.point_id(run.job),
         "type": "full",
         "parent": None,
-        "vm": {key: value for key, value in run.vm.items() if key not in ("disks", "datastores", "snapshots", "host")},
+        "vm": {key: value for key, value in run.vm.items() if key not in apart},
         "host": {"before": run.vm["host"], "after": run.after["host"]},
         "consistency": {key: run.snapshot[key] for key in ("quiesce_requested", "quiesce_achieved", "quiesce_reason")},
         "disks": [_disk(disk, frozen[disk["key"]], copied[disk["key"]], files) for disk in run.vm["disks"]],
+        "skipped": run.vm.get("skipped", []),
         "files": dict(files),
     }
 
@@ -71,6 +78,9 @@ def _disk(
 ) -> dict[str, Any]:
     image = image_file(looked["key"])
     counted = ("provisioned", "allocated", "map", "read", "written", "zeroed", "seconds")
+    digests_of = copied.get("digests_of", "source")  # as delivered; or "image", as found in it once it was closed
+    # nothing may stand on what is not held against its source, so there is no change id to begin from
+    unknown = {} if digests_of == "source" else {"read": None, "zeroed": None, "change_id": None}
     return {
         **looked,
         "type": "full",
@@ -78,11 +88,20 @@ def _disk(
         "image": image,
         "digests": digest_file(looked["key"]),
         "root": copied["tree"]["root"],
+        "digest_algorithm": copied["tree"].get("algorithm", ALGORITHM),
+        "digests_of": digests_of,
         "change_id": frozen["change_id"],
         "source": frozen["path"],
         "stored": files[image]["size"],
         **{name: copied[name] for name in counted},
+        **unknown,
+        **{name: copied[name] for name in ("resumed", "fetched", "wire") if name in copied},
     }
+
+
+def algorithm(disk: Mapping[str, Any]) -> str:
+    """Return by what the digests of a disk of a manifest are, from which its root comes."""
+    return str(disk.get("digest_algorithm", ALGORITHM))  # points of the first days do not say it
 
 
 def check_unmoved(run: Run) -> None:
@@ -111,3 +130,28 @@ def load(path: Path) -> dict[str, Any]:
     if found != FORMAT:
         raise SendenseError(f"{file} has format {found}, this version reads format {FORMAT}; use a newer collection")
     return dict(content)
+
+
+def text(content: Mapping[str, Any]) -> str:
+    """Return JSON as it is written into a repository."""
+    return json.dumps(content, indent=2, ensure_ascii=False, sort_keys=True) + "\n"
+
+
+def sealed(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a manifest with the digest that tells whether it still is what was written."""
+    unsealed = _SEAL_LINE.sub(b"", text({**content, SEAL: "0" * 64}).encode())
+    return {**content, SEAL: sha256(unsealed).hexdigest()}
+
+
+def check_seal(path: Path) -> None:
+    """Raise SendenseError unless the manifest in the folder of a point is, to the bit, what was written."""
+    file = path / FILE
+    try:
+        content = file.read_bytes()
+    except FileNotFoundError:
+        raise SendenseError(f"{path} has no manifest, so it is no restore point") from None
+    seals = _SEAL_LINE.findall(content)
+    if len(seals) != 1:
+        raise SendenseError(f"{file} is damaged: it does not say its own digest ({SEAL})")
+    if sha256(_SEAL_LINE.sub(b"", content)).hexdigest() != seals[0].decode():
+        raise SendenseError(f"{file} is damaged: it is not what its own digest ({SEAL}) says")

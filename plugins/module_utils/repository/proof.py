@@ -30,48 +30,73 @@ from ansible_collections.sendense.backup.plugins.module_utils.nbd_client import 
 )
 
 _READY_WITHIN = 10.0  # seconds
-_DIES_WITH_US = ["setpriv", "--pdeathsig=TERM", "--"]  # util-linux; else a killed task would leave a qemu-nbd for ever
+DIES_WITH_US = ["setpriv", "--pdeathsig=TERM", "--"]  # util-linux; else a killed task would leave a qemu-nbd for ever
 
 
-def compare(path: Path, capacity: int, delivered: Tree, keep: Path) -> None:
-    """Read the image, write its digests to *keep* and hold them against those of what was delivered.
+def compare(path: Path, capacity: int, delivered: Tree | None, keep: Path) -> Tree:
+    """Read the image, write its digests to *keep*, hold them against those of what was delivered, and return them.
 
-    Raises SendenseError with the ranges that differ.
+    Where nobody knows what was delivered, they only say what there is. Raises SendenseError with the ranges that differ.
     """
-    with _served(path) as uri, connect(uri, contexts=(ALLOCATION,)) as handle:
-        if handle.get_size() != capacity:
-            raise SendenseError(f"{path} has {handle.get_size()} bytes where the disk has {capacity}")
-        found = digests.tree(digests.write(keep, capacity, _leaves(handle, capacity)), capacity)
-    if found.root != delivered.root:
+    with served(path) as uri, connect(uri, contexts=(ALLOCATION,)) as handle:
+        _check_size(path, handle, capacity)
+        by = delivered.algorithm if delivered else digests.ALGORITHM
+        found = digests.tree(digests.write(keep, capacity, _leaves(handle, capacity, by), by), capacity, by)
+    if delivered and found.root != delivered.root:
         where = ", ".join(f"{offset}-{offset + length - 1}" for offset, length in _some(found, delivered, capacity))
         raise SendenseError(
             f"{path} does not hold what the source delivered; it differs within bytes {where or 'unknown'}"
         )
+    return found
+
+
+def root(path: Path, capacity: int, image_format: str, algorithm: str = digests.ALGORITHM) -> str:
+    """Return the Merkle root of what an image of any format holds, read again from the disk.
+
+    Where its file system has no direct I/O, the page cache is told to forget it first. Raises SendenseError when its size
+    is not *capacity*.
+    """
+    try:
+        can_prove(path)
+        cache = "none"
+    except OSError:
+        cache = "writeback"
+        with path.open("rb") as file:
+            os.fsync(file.fileno())  # what is not written yet cannot be forgotten
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    with served(path, image_format, cache) as uri, connect(uri, contexts=(ALLOCATION,)) as handle:
+        _check_size(path, handle, capacity)
+        return digests.tree(_leaves(handle, capacity, algorithm), capacity, algorithm).root
+
+
+def _check_size(path: Path, handle: Any, capacity: int) -> None:
+    if handle.get_size() != capacity:
+        raise SendenseError(f"{path} has {handle.get_size()} bytes where the disk has {capacity}")
 
 
 def _some(found: Tree, delivered: Tree, capacity: int) -> list[tuple[int, int]]:
     return normalise(digests.differences(found, delivered, capacity), capacity)[:8]
 
 
-def _leaves(handle: Any, capacity: int) -> Iterator[Leaf]:
+def _leaves(handle: Any, capacity: int, algorithm: str) -> Iterator[Leaf]:
     """Yield the leaves of the cells that may hold data, in order."""
     for offset, view in read_ranges(handle, normalise(data_ranges(handle), capacity, CELL)):
-        found = digests.leaves(view)
+        found = digests.leaves(view, algorithm)
         for start in range(0, len(found), 32):
             yield offset // CELL + start // 32, found[start : start + 32]
 
 
 @contextmanager
-def _served(path: Path) -> Iterator[str]:
-    """Serve the image read-only on a private socket, read by direct I/O, and yield the URI."""
+def served(path: Path, image_format: str = "qcow2", cache: str = "none") -> Iterator[str]:
+    """Serve the image read-only on a private socket, read by direct I/O unless said otherwise, and yield the URI."""
     with tempfile.TemporaryDirectory(prefix="sendense-proof-") as folder:
         socket = Path(folder) / "sock"
         command = [
-            *_DIES_WITH_US,
+            *DIES_WITH_US,
             "qemu-nbd",
-            "--format=qcow2",
+            f"--format={image_format}",
             "--read-only",
-            "--cache=none",
+            f"--cache={cache}",
             "--persistent",
             f"--socket={socket}",
             str(path),

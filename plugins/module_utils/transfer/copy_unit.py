@@ -2,137 +2,98 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""The copy as a unit of its own on the node, so that it outlives the task, the connection and the controller."""
+"""The copy as a unit of its own on the node: what is special about it among detached programs."""
 
 from __future__ import annotations
 
 import json
-import shutil
-import sys
-import time
-from dataclasses import asdict
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from ansible_collections.sendense.backup.plugins.module_utils import jobs, units
-from ansible_collections.sendense.backup.plugins.module_utils.commands import run
-from ansible_collections.sendense.backup.plugins.module_utils.errors import SendenseError
+from ansible_collections.sendense.backup.plugins.module_utils import jobs
+from ansible_collections.sendense.backup.plugins.module_utils.nbd_client import STALLED
+from ansible_collections.sendense.backup.plugins.module_utils.transfer import client
 from ansible_collections.sendense.backup.plugins.module_utils.transfer import run as runner
+from ansible_collections.sendense.backup.plugins.module_utils.transfer.detached import REQUEST, STATUS, Detached
+from ansible_collections.sendense.backup.plugins.module_utils.transfer.disk_run import Disk
 
-KIND = "copy"
-_LOOK_EVERY = 0.2  # seconds
-
-
-def unit_name(job: str) -> str:
-    """Return the unit of the job's copy."""
-    return f"sendense-{KIND}-{job}"
+COPY = Detached("copy", runner.__name__, "the copy")
+CLIENT = Detached("copy", client.__name__, "the client")  # known by the same unit and files, whichever was started
+KEPT = "kept.json"  # in the job's work folder
 
 
-def folder(job: str) -> Path:
-    """Return the folder in /run that is the copy's own: request, status, code, cookie and the sockets of its sources."""
-    return jobs.folder(job) / KIND
-
-
-def keep_cookie(job: str, cookie: str) -> str:
-    """Keep the session cookie where nbdkit reads it and return that file's path."""
-    path = _made(job) / "cookie"
-    jobs.write_private(path, cookie)
+def keep(job: str, name: str, secret: str) -> str:
+    """Keep a secret, cookie or password, where nbdkit reads it and return that file's path."""
+    path = COPY.make_folder(job) / name
+    jobs.write_private(path, secret)
     return str(path)
 
 
-def _made(job: str) -> Path:
-    jobs.make_folder(job)
-    path = folder(job)
-    path.mkdir(mode=0o700, exist_ok=True)
-    jobs.own(path)
-    return path
+def start(
+    job: str, disks: list[Disk], rate: int = 0, *, stall: float = STALLED, kept: dict[str, Any] | None = None
+) -> None:
+    """Start the copy of *disks* where its journals end, at most *rate* bytes per second if that is not 0.
+
+    Nothing moving for *stall* seconds fails a disk. What is *kept* with the copy can be had again for as long as it is
+    there. Raises SendenseError when systemd refuses.
+    """
+    work, shown = _prepare(job, kept)
+    known = COPY.status(job)["disks"] if (COPY.folder(job) / STATUS).exists() else []
+    told = {str(disk["key"]): {name: disk[name] for name in ("read", "planned")} for disk in known}
+    request = runner.request(disks, work, rate) | {"public": str(shown), "stall": stall, "told": told}
+    COPY.start(job, request, [work, shown.parent])
 
 
-def started(job: str) -> bool:
-    """Whether the job's copy was started, however it fares."""
-    return (folder(job) / runner.REQUEST).exists()
+def start_client(wish: client.Wish, kept: dict[str, Any]) -> None:
+    """Start the program that copies by itself. Raises SendenseError when an export is out of its reach, or systemd refuses."""
+    client.check(wish)
+    work, shown = _prepare(wish.job, kept)
+    CLIENT.start(wish.job, client.request(wish, shown), [work, shown.parent, client.LOGS])
 
 
-def start(job: str, disks: list[runner.Disk]) -> None:
-    """Start the copy of *disks*. Raises SendenseError when systemd refuses; nothing of the copy is left then."""
-    here, work = _made(job), jobs.WORK / job
-    work.mkdir(mode=0o700, parents=True, exist_ok=True)
-    jobs.own(work)
-    code = _code(here)
-    request = here / runner.REQUEST
-    jobs.write_private(request, json.dumps({"work": str(work), "disks": [asdict(disk) for disk in disks]}))
-    try:
-        units.start(
-            unit_name(job),
-            [sys.executable, "-m", runner.__name__, str(request)],
-            f"Description=Sendense copy of job {job}",
-            f"Environment=PYTHONPATH={code}",
-            "Environment=PYTHONDONTWRITEBYTECODE=1",
-            "NoNewPrivileges=yes",
-            "ProtectSystem=strict",
-            f"ReadWritePaths={here} {work}",
-            "ProtectHome=yes",
-            "PrivateTmp=yes",
-            "TimeoutStopSec=10s",
-        )
-    except SendenseError:
-        stop(job)
-        raise
+def _prepare(job: str, kept: dict[str, Any] | None) -> tuple[Path, Path]:
+    """Return the job's work folder, with what is to be *kept*, and the file for what anybody may read."""
+    work, shown = COPY.make_work(job), jobs.progress_file(job)
+    shown.parent.mkdir(mode=0o755, exist_ok=True)
+    jobs.own(shown.parent)
+    if kept is not None:
+        keep_with(job, kept)
+    return work, shown
 
 
-def _code(here: Path) -> Path:
-    """Return where the unit finds this code: a copy of the zip that the task runs from, which goes when the task ends."""
-    archive, in_archive, _inside = __file__.partition(".zip/")
-    if not in_archive:
-        return Path(__file__).parents[6]  # a checkout or an installed collection
-    copied = here / "code.zip"
-    jobs.write_private(copied, Path(f"{archive}.zip").read_bytes())
-    return copied
+def keep_with(job: str, what: dict[str, Any]) -> None:
+    """Keep *what* with the job's copy, through a reboot too, in place of what was kept."""
+    jobs.write_private(jobs.WORK / job / KEPT, json.dumps(what))
 
 
-def status(job: str) -> dict[str, Any]:
-    """Return the last status of the job's copy: ``running``, ``done``, or ``failed`` with an error."""
-    unit = units.read(unit_name(job))  # before the file: a copy that ends in between has written its last status
-    try:
-        found: dict[str, Any] = json.loads((folder(job) / runner.STATUS).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        found = {"state": "running", "error": "", "disks": []}
-    if found["state"] == "running" and not unit.running:
-        said = units.words(unit.name)
-        death = unit.death or "ended without a result"
-        found |= {"state": "failed", "error": f"the copy {death}" + (f"; its last words: {said}" if said else "")}
-    return found
+def kept(job: str) -> dict[str, Any]:
+    """Return what was kept with the job's copy; nothing when nothing was."""
+    with suppress(FileNotFoundError, ValueError):
+        found: dict[str, Any] = json.loads((jobs.WORK / job / KEPT).read_text(encoding="utf-8"))
+        return found
+    return {}
 
 
-def follow(job: str, seconds: float) -> dict[str, Any]:
-    """Return the status once the copy has ended, or after that many seconds."""
-    deadline = time.monotonic() + seconds
-    while (found := status(job))["state"] == "running" and time.monotonic() < deadline:
-        time.sleep(_LOOK_EVERY)
-    return found
+def wants(job: str) -> str:
+    """Return what the job's copy waits for: somebody to log in to vCenter again (``session``), or to ask it (``word``)."""
+    return next((str(disk["wants"]) for disk in COPY.status(job)["disks"] if disk.get("wants")), "")
 
 
-def tools() -> dict[str, str]:
-    """Return the versions of what reads and moves the data on this node."""
-    return {"nbdkit": run(["nbdkit", "--version"]).strip()}
+def is_of(job: str, identities: Mapping[int, str], algorithm: str) -> bool:
+    """Whether the job's copy was started for disks of these identities, to be digested by that algorithm.
 
-
-def leftovers(job: str) -> list[Path]:
-    """Return the folders that the job's copy keeps on this node."""
-    return [path for path in (folder(job), jobs.WORK / job) if path.exists()]
-
-
-def present(job: str) -> bool:
-    """Whether anything of the job's copy is there: its unit, running or dead, or what it keeps."""
-    return bool(units.names(job, KIND) or leftovers(job))
+    Else it writes, or wrote, to what is there no more, or is not what is wished.
+    """
+    said = json.loads((COPY.folder(job) / REQUEST).read_text(encoding="utf-8"))
+    wished = {key: (identity, algorithm) for key, identity in identities.items()}
+    return {disk["key"]: (disk["identity"], disk.get("algorithm")) for disk in said["disks"]} == wished
 
 
 def stop(job: str) -> bool:
     """Stop the job's copy and remove what it kept; return whether there was anything."""
-    found = present(job)
-    for name in units.names(job, KIND):
-        units.stop(name)
-    for path in leftovers(job):
-        shutil.rmtree(path)
-    jobs.leave_folder(job)
+    found = COPY.present(job)
+    COPY.halt(job)
+    COPY.clear(job)
     return found

@@ -10,16 +10,14 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from ansible_collections.sendense.backup.plugins.module_utils.errors import SendenseError
-from ansible_collections.sendense.backup.plugins.module_utils.extents import Range, normalise
+from ansible_collections.sendense.backup.plugins.module_utils.extents import Areas, Range, normalise
 from ansible_collections.sendense.backup.plugins.module_utils.vsphere import session as vcenter
 from ansible_collections.sendense.backup.plugins.module_utils.vsphere.session import Fault, Session
 
 EVERYTHING = "*"  # VADP: the change id that asks for all allocated areas
 
 
-def allocated_areas(
-    session: Session, vm_moref: str, snapshot_moref: str, key: int, capacity: int
-) -> list[Range] | None:
+def allocated_areas(session: Session, vm_moref: str, snapshot_moref: str, key: int, capacity: int) -> Areas | None:
     """Return the areas of the disk that hold data at the snapshot: sorted, merged, within *capacity* bytes.
 
     None when change tracking cannot tell (it is off, or the datastore does not know): then everything must be read.
@@ -33,7 +31,7 @@ def allocated_areas(
         return session.call(what, vm.QueryChangedDiskAreas, snapshot, key, offset, EVERYTHING)
 
     try:
-        return normalise(areas(query, capacity), capacity)
+        return Areas(normalise(areas(query, capacity), capacity))
     except Fault as fault:
         if isinstance(fault.fault, (vcenter.vim.fault.NoPermission, vcenter.vmodl.fault.ManagedObjectNotFound)):
             raise

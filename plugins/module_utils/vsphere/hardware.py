@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -13,11 +14,31 @@ from ansible_collections.sendense.backup.plugins.module_utils.vsphere import ses
 
 Fact = dict[str, Any]
 
+# Settings of the .vmx with which a restore marks a VM that it makes, or whose disks it overwrites, until that is whole.
+MADE, OVERWRITTEN = "sendense.restore", "sendense.overwritten"
+TRIAL = "sendense.trial"  # the one that a VM has for good which a trial made: the trial's id
+
+# Of the settings that only the .vmx has, those that a restored VM needs to be what it was. All others are vSphere's own notes
+# of a run, name files or ids of the old VM, or may be secrets of the guest (guestinfo).
+EXTRA = re.compile(
+    r"disk\.EnableUUID|(ethernet|scsi|sata|nvme)[0-9]+\.pciSlotNumber|(isolation|monitor_control|smbios|cpuid|time\.synchronize)\..+"
+    r"|tools\.syncTime|sched\.cpu\.latencySensitivity|numa\.vcpu\.[^.]+|vhv\.enable|hypervisor\.cpuid\.v0|mem\.hotadd|vcpu\.hotadd"
+)
+
 
 def disks(devices: Iterable[Any]) -> list[Fact]:
     """Return the disks in order of their key, sizes in bytes."""
     found = [_disk(each) for each in devices if isinstance(each, session.vim.vm.device.VirtualDisk)]
     return sorted(found, key=lambda disk: int(disk["key"]))
+
+
+def allocated(layouts: Iterable[Any] | None, files: Iterable[Any] | None, key: int) -> int | None:
+    """Return the bytes that all files of a disk take on the datastore, by the VM's layoutEx; None when it does not say."""
+    sizes = {file.key: int(file.size) for file in files or []}
+    own = {
+        file for disk in layouts or [] if disk.key == key for link in disk.chain or [] for file in link.fileKey or []
+    }
+    return sum(sizes[file] for file in own) if own and own <= sizes.keys() else None
 
 
 def controllers(devices: Iterable[Any]) -> list[Fact]:
@@ -49,10 +70,22 @@ def nics(devices: Iterable[Any], networks: Mapping[str, str]) -> list[Fact]:
             "type": kind_of(each),
             "network": _network(each.backing, networks),
             "mac_address": each.macAddress,
+            "start_connected": each.connectable.startConnected if each.connectable else True,
         }
         for each in devices
         if isinstance(each, session.vim.vm.device.VirtualEthernetCard)
     ]
+
+
+def unfinished(options: Iterable[Any] | None) -> str:
+    """Return what the mark of a restore says that has made or overwritten the VM and is not finished; empty without one."""
+    marks = (str(each.value) for each in options or [] if each.key in (MADE, OVERWRITTEN))
+    return next(filter(None, marks), "")
+
+
+def extra_config(options: Iterable[Any] | None) -> dict[str, str]:
+    """Return the settings of the .vmx that EXTRA names."""
+    return {each.key: str(each.value) for each in options or [] if EXTRA.fullmatch(each.key)}
 
 
 def encrypted(devices: Sequence[Any]) -> bool:

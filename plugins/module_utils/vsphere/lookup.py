@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC
 from difflib import get_close_matches
@@ -23,13 +23,20 @@ from ansible_collections.sendense.backup.plugins.module_utils.vsphere.session im
 Vm = dict[str, Any]
 Found = Mapping[str, Mapping[str, Any]]
 
+_PLAIN = re.compile(r"[A-Za-z0-9._ -]+")  # a name that vCenter can only spell as we do
+_MANY_FOLDERS = 100
 SHOWN = 10  # candidates in a message, at most
 _PROPERTIES = (
     "name", "parent", "parentVApp", "config.instanceUuid", "config.uuid", "config.template", "config.keyId", "config.ftInfo",
     "config.changeTrackingEnabled", "config.files.vmPathName", "config.hardware", "config.guestId", "config.version",
-    "config.firmware", "config.bootOptions", "runtime.powerState", "runtime.connectionState", "runtime.consolidationNeeded",
-    "runtime.host", "snapshot.rootSnapshotList", "datastore", "network",
+    "config.firmware", "config.bootOptions", "config.annotation", "config.extraConfig", "config.cpuHotAddEnabled",
+    "config.memoryHotAddEnabled", "runtime.powerState", "runtime.connectionState", "runtime.consolidationNeeded",
+    "runtime.host", "snapshot.rootSnapshotList", "layoutEx.disk", "layoutEx.file", "datastore", "network",
 )  # fmt: skip
+
+
+class Gone(SendenseError):
+    """The VM does not exist, or no longer; or we may not see it."""
 
 
 @dataclass(frozen=True)
@@ -47,11 +54,15 @@ def find(session: Session, *, moref: str | None = None, uuid: str | None = None,
     Raises SendenseError when there is none (naming close ones) or more than one (listing them).
     """
     if moref:
-        return _by_moref(session, moref)
+        vm = session.managed("VirtualMachine", moref)
+        of_vm(session, moref, lambda: session.retrieve(vm, ["name"]))
+        return moref
     if uuid:
         return _by_uuid(session, uuid)
     wish = path or name or ""
-    names = _names(session)
+    if known := _at(session, path) if path else _in_folders(session, wish):
+        return _only(session, known, f"at {wish}" if path else f"named {wish}")
+    names = {moref: values["name"] for moref, values in every(session, ["name"]).items() if "name" in values}
     last = wish.rstrip("/").rpartition("/")[2] if path else wish
     found = [each for each, its in names.items() if spelt(its) == spelt(last)]
     if path:
@@ -73,28 +84,44 @@ def places(session: Session, morefs: Sequence[str]) -> dict[str, Place]:
     return {each: _place(each, found) for each in morefs if each in found}
 
 
-def exists(session: Session, moref: str) -> bool:
-    """Whether vCenter knows a VM by that moref."""
+def every(session: Session, properties: Sequence[str]) -> Found:
+    """Return these properties of every VM that we may see, by moref."""
+    return _all(session, "listing VMs", {vcenter.vim.VirtualMachine: properties})
+
+
+def _all(session: Session, what: str, wish: Mapping[Any, Sequence[str]]) -> Found:
+    """Return what is wished of all objects of some kinds, by moref."""
+    vim, collector = vcenter.vim, vcenter.vmodl.query.PropertyCollector
+    content = session.content
+    view = session.call(what, content.viewManager.CreateContainerView, content.rootFolder, list(wish), True)
     try:
-        session.retrieve(session.managed("VirtualMachine", moref), ["name"])
+        through = collector.TraversalSpec(type=vim.view.ContainerView, path="view", skip=False)
+        return session.collect([collector.ObjectSpec(obj=view, skip=True, selectSet=[through])], wish)
+    finally:
+        session.call(what, view.DestroyView)
+
+
+def of_vm(session: Session, moref: str, reading: Callable[[], Found]) -> Found:
+    """Return what *reading* of the VM returns. Raises Gone when vCenter does not know it."""
+    try:
+        return reading()
     except Fault as fault:
         if isinstance(fault.fault, vcenter.vmodl.fault.ManagedObjectNotFound):
-            return False
+            raise Gone(_absent(session, f"with moref {moref}")) from None
         raise
-    return True
 
 
 def describe(session: Session, moref: str) -> Vm:
     """Return everything a backup needs to know of the VM, sizes in bytes (RETURN of module vm_info is the list).
 
-    Two round trips. Raises Fault when it does not exist.
+    One round trip. Raises Gone when it does not exist, and SendenseError when its configuration cannot be read.
     """
-    found = session.collect(_upwards(session, [moref]), _kinds(_PROPERTIES))
+    wish = {**_kinds(_PROPERTIES), **_neighbours()}
+    found = of_vm(session, moref, lambda: session.collect(_upwards(session, [moref], _around()), wish))
     own = found[moref]
     if "config.hardware" not in own:
         state = own.get("runtime.connectionState", "without a configuration")
         raise SendenseError(f"VM {own.get('name', moref)} is {state}: vCenter cannot read its configuration")
-    related = _related(session, own)
     place = _place(moref, found)
     about = session.content.about
     return {
@@ -110,12 +137,16 @@ def describe(session: Session, moref: str) -> Vm:
             "version": about.version,
         },
         **_states(own),
-        "host": _host(own, related),
+        "host": _host(own, found),
         "vmx_path": own.get("config.files.vmPathName"),
         "snapshots": list(walk(own.get("snapshot.rootSnapshotList"))),
-        "datastores": [_datastore(id_of(each), related) for each in own.get("datastore", [])],
-        "disks": hardware.disks(own["config.hardware"].device),
-        "config": _config(own, related),
+        "datastores": [_datastore(id_of(each), found) for each in own.get("datastore", [])],
+        "disks": [
+            {**disk, "allocated": hardware.allocated(own.get("layoutEx.disk"), own.get("layoutEx.file"), disk["key"])}
+            for disk in hardware.disks(own["config.hardware"].device)
+        ],
+        "skipped": [],
+        "config": _config(own, found),
     }
 
 
@@ -135,10 +166,34 @@ def walk(roots: Iterable[Any] | None) -> Iterator[dict[str, Any]]:
         waiting.extend((child, depth + 1) for child in each.childSnapshotList or [])
 
 
-def _by_moref(session: Session, moref: str) -> str:
-    if not exists(session, moref):
-        raise SendenseError(_absent(session, f"with moref {moref}"))
-    return moref
+def _at(session: Session, path: str) -> list[str]:
+    """Return the VM that vCenter finds by itself at that path; none where a step is spelt in more than one way."""
+    if not all(map(_PLAIN.fullmatch, path.strip("/").split("/"))):
+        return []
+    found = session.call("the search by path", session.content.searchIndex.FindByInventoryPath, path.strip("/"))
+    return [id_of(found)] if isinstance(found, vcenter.vim.VirtualMachine) else []
+
+
+def _in_folders(session: Session, name: str) -> list[str]:
+    """Return the VMs of that name that vCenter finds by itself, folder by folder, which spares reading every VM's name.
+
+    A name stands once in a folder (FindChild of SearchIndex). Nothing is found where a name is spelt in more than one way,
+    where vApps hold VMs outside of folders, or where there are more folders than such a search is worth.
+    """
+    if not _PLAIN.fullmatch(name):
+        return []
+    vim = vcenter.vim
+    holders = _all(session, "listing folders", {vim.Folder: ["childType"], vim.VirtualApp: ["name"]})
+    folders = [moref for moref, its in holders.items() if "VirtualMachine" in map(_kind, its.get("childType", []))]
+    if len(folders) > _MANY_FOLDERS or any("childType" not in its for its in holders.values()):
+        return []
+    search = session.content.searchIndex.FindChild
+    children = (session.call("the search by name", search, session.managed("Folder", each), name) for each in folders)
+    return [id_of(child) for child in children if isinstance(child, vim.VirtualMachine)]
+
+
+def _kind(kind: Any) -> str:
+    return str(kind if isinstance(kind, str) else kind.__name__).rpartition(".")[2]
 
 
 def _by_uuid(session: Session, uuid: str) -> str:
@@ -151,22 +206,6 @@ def _by_uuid(session: Session, uuid: str) -> str:
     if not found:
         raise SendenseError(_absent(session, f"with instance uuid {uuid}"))
     return _only(session, [id_of(each) for each in found], f"with instance uuid {uuid}")
-
-
-def _names(session: Session) -> dict[str, str]:
-    vim, collector = vcenter.vim, vcenter.vmodl.query.PropertyCollector
-    content = session.content
-    view = session.call(
-        "listing VMs", content.viewManager.CreateContainerView, content.rootFolder, [vim.VirtualMachine], True
-    )
-    try:
-        through = collector.TraversalSpec(type=vim.view.ContainerView, path="view", skip=False)
-        seen = session.collect(
-            [collector.ObjectSpec(obj=view, skip=True, selectSet=[through])], {vim.VirtualMachine: ["name"]}
-        )
-    finally:
-        session.call("listing VMs", view.DestroyView)
-    return {moref: values["name"] for moref, values in seen.items() if "name" in values}
 
 
 def _only(session: Session, morefs: list[str], wish: str) -> str:
@@ -194,15 +233,17 @@ def _steps(path: str) -> list[str]:
     return [spelt(each) for each in path.strip("/").split("/")]
 
 
-def _upwards(session: Session, morefs: Sequence[str]) -> list[Any]:
-    """Return ObjectSpecs that select these VMs and all their ancestors."""
+def _upwards(session: Session, morefs: Sequence[str], more: Sequence[Any] = ()) -> list[Any]:
+    """Return ObjectSpecs that select these VMs, all their ancestors, and what *more* TraversalSpecs lead to."""
     vim, collector = vcenter.vim, vcenter.vmodl.query.PropertyCollector
     again = [collector.SelectionSpec(name="up"), collector.SelectionSpec(name="folder")]
     up = collector.TraversalSpec(name="up", type=vim.ManagedEntity, path="parent", selectSet=again)
     folder = collector.TraversalSpec(name="folder", type=vim.VirtualApp, path="parentFolder", selectSet=again)
     vapp = collector.TraversalSpec(type=vim.VirtualMachine, path="parentVApp", selectSet=again)
     return [
-        collector.ObjectSpec(obj=session.managed("VirtualMachine", each), skip=False, selectSet=[up, folder, vapp])
+        collector.ObjectSpec(
+            obj=session.managed("VirtualMachine", each), skip=False, selectSet=[up, folder, vapp, *more]
+        )
         for each in morefs
     ]
 
@@ -233,16 +274,17 @@ def _place(moref: str, found: Found) -> Place:
     return Place(path=place, datacenter=_place(datacenter, found).path[1:] if datacenter else "")
 
 
-def _related(session: Session, own: Mapping[str, Any]) -> Found:
+def _around() -> list[Any]:
+    """Return TraversalSpecs from a VM to what it uses."""
+    traversal, vm = vcenter.vmodl.query.PropertyCollector.TraversalSpec, vcenter.vim.VirtualMachine
+    return [traversal(type=vm, path=path) for path in ("datastore", "network", "runtime.host")]
+
+
+def _neighbours() -> dict[Any, Sequence[str]]:
     vim = vcenter.vim
-    objects = [*own.get("datastore", []), *own.get("network", [])]
-    if own.get("runtime.host"):
-        objects.append(own["runtime.host"])
-    specs = [vcenter.vmodl.query.PropertyCollector.ObjectSpec(obj=each) for each in objects]
-    kinds: dict[Any, Sequence[str]] = {type(each): ["name"] for each in objects}
-    if vim.Datastore in kinds:
-        kinds[vim.Datastore] = ["name", "summary.capacity", "summary.freeSpace", "summary.type"]
-    return session.collect(specs, kinds) if specs else {}
+    named = (vim.HostSystem, vim.Network, vim.OpaqueNetwork, vim.dvs.DistributedVirtualPortgroup)
+    kinds: dict[Any, Sequence[str]] = dict.fromkeys(named, ("name",))
+    return {**kinds, vim.Datastore: ("name", "summary.capacity", "summary.freeSpace", "summary.type")}
 
 
 def _states(own: Mapping[str, Any]) -> dict[str, Any]:
@@ -254,16 +296,17 @@ def _states(own: Mapping[str, Any]) -> dict[str, Any]:
         "fault_tolerant": own.get("config.ftInfo") is not None,
         "cbt_enabled": bool(own.get("config.changeTrackingEnabled")),
         "consolidation_needed": bool(own.get("runtime.consolidationNeeded")),
+        "unfinished": hardware.unfinished(own.get("config.extraConfig")),
     }
 
 
-def _host(own: Mapping[str, Any], related: Found) -> dict[str, Any] | None:
+def _host(own: Mapping[str, Any], found: Found) -> dict[str, Any] | None:
     host = own.get("runtime.host")
-    return {"moref": id_of(host), "name": related.get(id_of(host), {}).get("name")} if host else None
+    return {"moref": id_of(host), "name": found.get(id_of(host), {}).get("name")} if host else None
 
 
-def _datastore(moref: str, related: Found) -> dict[str, Any]:
-    values = related.get(moref, {})
+def _datastore(moref: str, found: Found) -> dict[str, Any]:
+    values = found.get(moref, {})
     return {
         "name": spelt(values.get("name", moref)),
         "moref": moref,
@@ -273,9 +316,9 @@ def _datastore(moref: str, related: Found) -> dict[str, Any]:
     }
 
 
-def _config(own: Mapping[str, Any], related: Found) -> dict[str, Any]:
+def _config(own: Mapping[str, Any], found: Found) -> dict[str, Any]:
     machine, boot = own["config.hardware"], own.get("config.bootOptions")
-    names = {moref: spelt(values["name"]) for moref, values in related.items() if "name" in values}
+    names = {moref: spelt(values["name"]) for moref, values in found.items() if "name" in values}
     return {
         "guest_id": own.get("config.guestId"),
         "version": own.get("config.version"),
@@ -284,6 +327,10 @@ def _config(own: Mapping[str, Any], related: Found) -> dict[str, Any]:
         "cpus": machine.numCPU,
         "cores_per_socket": machine.numCoresPerSocket or 1,
         "memory_mib": machine.memoryMB,
+        "cpu_hot_add": bool(own.get("config.cpuHotAddEnabled")),
+        "memory_hot_add": bool(own.get("config.memoryHotAddEnabled")),
+        "annotation": own.get("config.annotation") or "",
+        "extra_config": hardware.extra_config(own.get("config.extraConfig")),
         "controllers": hardware.controllers(machine.device),
         "nics": hardware.nics(machine.device, names),
     }

@@ -10,6 +10,7 @@ pyvmomi brings no types that fit all its versions, so what it hands out is ``Any
 
 from __future__ import annotations
 
+import hashlib
 import json
 import socket
 import ssl
@@ -133,6 +134,19 @@ class Session:
         host = f"[{self.vcenter.hostname}]" if ":" in self.vcenter.hostname else self.vcenter.hostname
         return f"https://{host}" if self.vcenter.port == 443 else f"https://{host}:{self.vcenter.port}"
 
+    @property
+    def thumbprint(self) -> str:
+        """SHA-1 of the certificate that this vCenter shows now, verified as for every other call, as ``AA:BB:…``."""
+        connection = _Connection(self.vcenter.hostname, self.vcenter.port, context=self._context)
+        try:
+            connection.connect()
+            shown = connection.sock.getpeercert(binary_form=True)
+        except CONNECTION_ERRORS as error:
+            raise Unreachable(complain(self.vcenter, error)) from None
+        finally:
+            connection.close()
+        return hashlib.sha1(shown or b"", usedforsecurity=False).digest().hex(":").upper()
+
     def managed(self, kind: str, moref: str) -> Any:
         """Return the managed object of that kind (``VirtualMachine``, ``vm.Snapshot``) and id, whether it exists or not."""
         return attrgetter(kind)(vim)(moref, self._stub)
@@ -164,6 +178,12 @@ class Session:
         with suppress(SendenseError):
             self._say("logout", self.content.sessionManager.Logout)
         self._stub.DropConnections()
+
+    def end(self) -> None:
+        """Log out, and keep nothing."""
+        self.logout()
+        if self._keep:
+            self._keep.unlink(missing_ok=True)
 
     def call(self, what: str, method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Call a method of a managed object; *what* names the deed for the message. A lost session is opened again, once.
@@ -274,7 +294,7 @@ def session(vcenter: VCenter, folder: Path | str | None = None) -> Iterator[Sess
     """Yield a session with *vcenter*. Raises SendenseError: unreachable, untrusted certificate, wrong password.
 
     Without *folder* it is logged out at the end. With one (a job's) it is taken up from ``<folder>/session`` when vCenter
-    still knows it, else begun and kept there, for the job's other modules; end_session ends it.
+    still knows it, else begun and kept there, for the job's other modules; Session.end ends it.
     """
     keep = Path(folder) / "session" if folder else None
     opened = Session(vcenter, keep)
@@ -287,18 +307,38 @@ def session(vcenter: VCenter, folder: Path | str | None = None) -> Iterator[Sess
             opened.logout()
 
 
-def end_session(vcenter: VCenter, folder: Path | str) -> None:
-    """Log the kept session out and remove ``<folder>/session``; quiet when there is none or vCenter is away."""
-    keep = Path(folder) / "session"
-    if not keep.exists():
-        return
+@contextmanager
+def of_job(vcenter: VCenter, job: str, *, last: bool = False) -> Iterator[Session]:
+    """Yield the session of the job, begun here or taken up, which stays for the other modules of the job.
+
+    The *last* of them ends it, and so does one that fails; the job's folder goes when nothing else is in it.
+    """
+    folder, opened, stays = jobs.make_folder(job), None, False
     try:
-        with suppress(SendenseError):
-            opened = Session(vcenter, keep)
-            if opened.resume():
-                opened.logout()
+        with session(vcenter, folder) as opened:
+            yield opened
+            stays = not last
     finally:
-        keep.unlink(missing_ok=True)
+        if not stays:
+            if opened:
+                opened.end()
+            (folder / "session").unlink(missing_ok=True)  # one kept for a vCenter that we could not reach
+            jobs.leave_folder(job)
+
+
+def certificate(vcenter: VCenter) -> dict[str, Any]:
+    """Return the certificate that *vcenter* shows, as ssl.SSLSocket.getpeercert does; empty when it is not to be verified.
+
+    Raises Unreachable with what is wrong with it.
+    """
+    connection = _Connection(vcenter.hostname, vcenter.port, context=_tls(vcenter))
+    try:
+        connection.connect()
+        return connection.sock.getpeercert() or {}
+    except CONNECTION_ERRORS as error:
+        raise Unreachable(complain(vcenter, error)) from None
+    finally:
+        connection.close()
 
 
 def id_of(managed: Any) -> str:

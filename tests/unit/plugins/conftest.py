@@ -32,15 +32,23 @@ from lab import simulator
 from lab.instance import here
 
 USER, PASSWORD = "backup@vsphere.local", "Kx7!korrekt pferd"
-DISKS = {"pgtest1-boot.raw": 1 << 20, "pgtest1-data.raw": 48 << 20, "pgtest1-odd.raw": (1 << 20) + 1536}
+DISKS = {
+    "small.raw": 1 << 20,
+    "pgtest1-boot.raw": 1 << 20,
+    "pgtest1-data.raw": 48 << 20,
+    "pgtest1-odd.raw": (1 << 20) + 1536,
+}
 WRITTEN = {"pgtest1-data.raw": [0, 65536 * 3, (48 << 20) - 65536]}  # 64 KiB of data at each of these offsets
 QUIET = {
     "latency_ms": 0,
     "create_snapshot_ms": 0,
     "remove_snapshot_ms": 0,
+    "create_snapshot_fault": "",
     "quiesce": "ok",
     "faults": {},
     "free": {},
+    "clock_skew_seconds": 0,
+    "lacks": [],
 }
 
 
@@ -184,8 +192,8 @@ def lab_vcenter(lab_vcenter_program, authority, tmp_path_factory):
         port, authority.ca_file, Path(f"/tmp/sendense-unit-{os.getpid()}.sock"), home / "datastores", home / "truth"
     )
     command = [
-        lab_vcenter_program, "--listen", f"127.0.0.1:{port}", "--user", USER, "--password-file", home / "password",
-        "--cert", cert, "--key", key, "--datastores", lab.datastores, "--guests", home / "guests",
+        lab_vcenter_program, "--listen", f"127.0.0.1:{port}", "--nfc", "127.0.0.1:0",
+        "--user", USER, "--password-file", home / "password", "--cert", cert, "--key", key, "--datastores", lab.datastores, "--guests", home / "guests",
         "--truth", lab.truth, "--control", lab.control,
     ]  # fmt: skip
     with (

@@ -46,4 +46,5 @@ def test_output_that_is_no_text_does_no_harm():
 def test_last_words_are_one_line():
     assert last_words("a\n\n  b  \nc\nd\n") == "b / c / d"
     assert last_words("a\nb", 1) == "b"
+    assert last_words("again\nagain\nb\n") == "again / b"
     assert not last_words(" \n")

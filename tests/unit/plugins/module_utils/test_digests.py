@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
 from hashlib import sha256
@@ -47,7 +48,7 @@ def disks(draw, most=1500):
 
 
 @given(disks(), st.integers(1, CELL))
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_the_streamed_root_is_the_root_of_the_whole_tree(disk, last_cell):
     count, found = disk
     capacity = (count - 1) * CELL + last_cell
@@ -71,13 +72,36 @@ def test_leaves_are_hashes_of_cells_and_zero_for_zero_cells(size):
     assert digests.leaves(memoryview(data)) == b"".join(naive_leaves(bytes(data)))
 
 
+@pytest.mark.parametrize("algorithm", digests.ALGORITHMS)
+def test_any_algorithm_makes_leaves_and_root(tmp_path, algorithm):
+    """Of a disk of two cells, as anybody can compute it: 32 bytes of each digest count."""
+    cells = [b"a" * CELL, b"b" * 512]
+
+    def by_hand(data):
+        return hashlib.new(algorithm, data).digest()[:32]
+
+    found = digests.leaves(memoryview(b"".join(cells)), algorithm)
+    assert found == by_hand(cells[0]) + by_hand(cells[1])
+    top = by_hand(b"\x01" + found)
+    told = digests.tree([(0, found[:32]), (1, found[32:])], CELL + 512, algorithm)
+    assert told.root == by_hand(b"\x02" + (CELL + 512).to_bytes(8, "big") + top).hex()
+    list(digests.write(tmp_path / "d", CELL + 512, [(0, found[:32])], algorithm))
+    assert json.loads((tmp_path / "d").read_bytes().partition(b"\n")[0])["algorithm"] == told.algorithm == algorithm
+    assert list(digests.read(tmp_path / "d")) == [(0, found[:32])]
+
+
+def test_an_algorithm_that_nobody_knows_makes_nothing():
+    with pytest.raises(SendenseError, match="^there are no digests by 'md5'; this version knows sha256, "):
+        digests.leaves(memoryview(b"x"), "md5")
+
+
 def test_the_root_of_an_empty_disk_depends_on_its_size():
     assert digests.tree([], CELL).root != digests.tree([], 2 * CELL).root
     assert digests.tree([], 100 << 30).sections == {}
 
 
 @given(disks(), st.data())
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_differences_name_the_sections_of_the_cells_that_changed_and_no_other(disk, data):
     count, found = disk
     capacity = count * CELL - 512
@@ -97,7 +121,7 @@ def test_a_cell_that_became_zero_is_a_difference():
 
 
 @given(st.lists(st.tuples(st.integers(0, 40_000), st.integers(1, 16)), max_size=12), st.randoms())
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_a_leaf_file_takes_leaves_in_any_order(tmp_path_factory, batches, shuffled):
     expected = {start + each: leaf(start + each) for start, count in batches for each in range(count)}
     shuffled.shuffle(batches)
@@ -140,6 +164,11 @@ def test_what_is_written_to_a_digests_file_is_read_from_it(tmp_path):
         pytest.param(b"[]\n", "is not a digest file", id="JSON that is no object"),
         pytest.param(b'{"format": 2, "algorithm": "sha256", "cell": 65536}\n', "is not a digest", id="a newer format"),
         pytest.param(b'{"format": 1, "algorithm": "sha256", "cell": 4096}\n', "is not a digest", id="another grid"),
+        pytest.param(
+            b'{"format": 1, "algorithm": "blake3", "cell": 65536}\n',
+            "holds digests by 'blake3', and this version knows sha256, sha512, sha3_256, blake2b; read it",
+            id="another algorithm",
+        ),
         pytest.param(b'{"format": 1, "algorithm": "sha256", "cell": 65536}\n123', "is cut short", id="a torn record"),
     ],
 )

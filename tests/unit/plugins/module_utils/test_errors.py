@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import pytest
-from ansible_collections.sendense.backup.plugins.module_utils.errors import FAILURES, Refused, sentence
+from ansible_collections.sendense.backup.plugins.module_utils.errors import FAILURES, Busy, Refused, failure, sentence
 
 
 @pytest.mark.parametrize(
@@ -20,3 +20,8 @@ from ansible_collections.sendense.backup.plugins.module_utils.errors import FAIL
 def test_a_failure_is_one_sentence(why, words):
     assert isinstance(why, FAILURES)
     assert sentence(why) == words
+
+
+def test_what_may_be_had_later_is_told_apart():
+    assert failure(Busy("leased")) == {"msg": "leased", "busy": True}
+    assert failure(Refused("never")) == {"msg": "never", "busy": False}

@@ -7,7 +7,15 @@ from __future__ import annotations
 from itertools import pairwise
 
 import pytest
-from ansible_collections.sendense.backup.plugins.module_utils.extents import gaps, normalise, pieces, samples, total
+from ansible_collections.sendense.backup.plugins.module_utils.extents import (
+    Areas,
+    gaps,
+    normalise,
+    pieces,
+    samples,
+    total,
+    without,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -48,9 +56,35 @@ def test_gaps_are_what_the_ranges_leave_out(given_ranges):
     assert covered(gaps(used, CAPACITY)) == set(range(CAPACITY)) - covered(used)
 
 
+@given(ranges, ranges)
+def test_without_leaves_what_is_in_none_of_the_others(given_ranges, others):
+    mine, theirs = normalise(given_ranges, CAPACITY), normalise(others, CAPACITY)
+    found = list(without(mine, theirs))
+    assert covered(found) == covered(mine) - covered(theirs)
+    assert found == sorted(found)
+
+
+@given(ranges)
+def test_areas_are_the_ranges_they_were_made_of(given_ranges):
+    areas = Areas(given_ranges)
+    assert list(areas) == given_ranges
+    assert len(areas) == len(given_ranges)
+    assert total(areas) == total(given_ranges)
+    assert Areas.unpacked(areas.packed()) == areas
+    assert (areas == Areas([*given_ranges, (0, 1)])) is False
+    assert all(each in areas for each in given_ranges)
+    assert (CAPACITY * 2, 1) not in areas
+
+
+def test_a_million_areas_take_16_bytes_each():
+    areas = Areas((number << 17, 1 << 16) for number in range(10**6))
+    assert total(areas) == 10**6 << 16
+    assert len(areas.packed()) == 16 * 10**6
+
+
 @given(ranges, st.integers(1, 20), st.sampled_from([1, 8, 64]))
 def test_samples_are_cells_of_the_ranges_spread_over_all_of_them(given_ranges, count, cell):
-    blank = gaps(normalise(given_ranges, CAPACITY, cell), CAPACITY)
+    blank = Areas(gaps(normalise(given_ranges, CAPACITY, cell), CAPACITY))
     found = samples(blank, count, cell)
     assert covered(found) <= covered(blank)
     assert all(offset % cell == 0 and length <= cell for offset, length in found)

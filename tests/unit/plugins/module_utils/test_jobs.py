@@ -102,3 +102,26 @@ def test_a_private_file_is_replaced_whole_and_closed_to_others(tmp_path):
     assert path.read_text(encoding="utf-8") == "new"
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(
+    ("unit", "job"),
+    [
+        ("sendense-export-pgtest1-5029f3ab-20261123T140102Z-2000", "pgtest1-5029f3ab-20261123T140102Z"),
+        ("sendense-copy-a-b-5029f3ab-20261123T140102Z", "a-b-5029f3ab-20261123T140102Z"),
+        ("sendense-tunnel", ""),
+        ("sendense-greeter-node1", ""),
+        ("other-copy-pgtest1-5029f3ab-20261123T140102Z", ""),
+    ],
+)
+def test_a_unit_tells_its_job(unit, job):
+    assert jobs.of_unit(unit) == job
+    assert jobs.is_job(job) is bool(job)
+
+
+def test_a_job_tells_when_it_began_and_for_which_vm():
+    job = jobs.job_id(
+        "a-20261123T140102Z", "5029F3AB-1c2d-4e3f-8a9b-0c1d2e3f4a5b", datetime(2026, 11, 23, 14, 1, 2, tzinfo=UTC)
+    )
+    assert jobs.started(job) == datetime(2026, 11, 23, 14, 1, 2, tzinfo=UTC)
+    assert jobs.vm_part(job) == "5029f3ab"

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
+import os
 import socket
 import threading
 import time
@@ -14,7 +14,7 @@ from dataclasses import replace
 import pytest
 from ansible_collections.sendense.backup.plugins.module_utils import units
 from ansible_collections.sendense.backup.plugins.module_utils.errors import Refused
-from ansible_collections.sendense.backup.plugins.module_utils.leases import GRACE, PORTS, TTL, Leases
+from ansible_collections.sendense.backup.plugins.module_utils.leases import GRACE, PORT, TTL, Lease, Leases
 
 ONE, TWO = "pgtest1-5029f3ab-20261123T140102Z", "thin1-50aa0000-20261123T140102Z"
 LOCK = "vm-5029f3ab-1c2d-4e3f-8a9b-0c1d2e3f4a5b"
@@ -69,8 +69,10 @@ def test_an_expired_lease_lives_as_long_as_a_unit_of_its_job(leases, tmp_path, s
 @pytest.fixture
 def expired_export(leases, tmp_path, systemd):
     """Return the lock and the port of a job whose leases have expired while its export runs."""
-    lock, (port,) = leases.take(LOCK, ONE), leases.take_ports(ONE, [None])
-    for thing in (LOCK, f"port-{port}"):
+    with socket.create_server(("127.0.0.1", 0)) as found:
+        port = found.getsockname()[1]
+    lock, _port = leases.take(LOCK, ONE), leases.take(f"{PORT}{port}", ONE)
+    for thing in (LOCK, f"{PORT}{port}"):
         let_expire(tmp_path, thing, ago=GRACE + 1)
     systemd(f"sendense-export-{ONE}-2000")
     return replace(lock, expires=leases.held(LOCK).expires), port
@@ -87,7 +89,7 @@ def test_an_export_to_which_nobody_is_connected_is_no_sign_of_life_for_ever(leas
     lock, port = expired_export
     with socket.create_server(("127.0.0.1", port)):
         assert leases.dead(lock)
-        assert leases.take_ports(TWO, [port]) == [port]
+        assert leases.take(f"{PORT}{port}", TWO).job == TWO
         assert leases.take(LOCK, TWO).job == TWO
 
 
@@ -96,9 +98,9 @@ def test_an_export_to_which_somebody_is_connected_is_a_sign_of_life(leases, expi
     with socket.create_server(("127.0.0.1", port)) as server:
         with socket.create_connection(("127.0.0.1", port)), server.accept()[0]:
             assert not leases.dead(lock)
-            for take in (lambda: leases.take(LOCK, TWO), lambda: leases.take_ports(TWO, [port])):
+            for thing in (LOCK, f"{PORT}{port}"):
                 with pytest.raises(Refused):
-                    take()
+                    leases.take(thing, TWO)
             assert leases.held(LOCK) == lock
         assert leases.dead(lock)
 
@@ -173,65 +175,104 @@ def test_a_job_renews_and_releases_only_its_own(leases, tmp_path):
     assert [lease.thing for lease in leases.of(TWO)] == ["vm-other"]
 
 
-def test_ports_are_taken_for_all_disks_and_are_nobody_elses(leases):
-    one, two = leases.take_ports(ONE, [None] * 3), leases.take_ports(TWO, [None] * 3)
-    assert len({*one, *two}) == 6
-    assert all(PORTS[0] <= port <= PORTS[1] for port in one + two)
-    assert leases.release(ONE, "port-")
-    assert not leases.of(ONE)
+def test_what_is_known_of_a_job_survives_its_renewal(leases, tmp_path):
+    leases.take(LOCK, ONE, "who", "node1.example.com")
+    share(leases, "disks-host-12", ONE, 3)
+    for name in (LOCK, f"disks-host-12@{ONE}"):
+        let_expire(tmp_path, name)
+    leases.renew(ONE)
+    (disks, lock) = leases.of(ONE)
+    assert (lock.controller, lock.node, lock.amount) == ("who", "node1.example.com", None)
+    assert (disks.thing, disks.amount) == ("disks-host-12", 3)
+    assert min(disks.expires, lock.expires) > time.time()
 
 
-def test_ports_are_taken_all_or_none(leases):
-    (mine,) = leases.take_ports(ONE, [None])
-    with pytest.raises(Refused, match=f"port {mine} of this hub: leased by other jobs"):
-        leases.take_ports(TWO, [None, mine])
-    assert not leases.of(TWO)
-    with pytest.raises(Refused, match="all ports 10100-10200"):
-        leases.take_ports(TWO, [None] * (PORTS[1] - PORTS[0] + 1))
-    assert not leases.of(TWO)
+def share(leases, thing, job, amount):
+    with leases.locked():
+        return leases.put(Lease(thing, job, amount=amount))
 
 
-def test_ports_of_a_dead_job_are_free(leases, tmp_path):
-    (port,) = leases.take_ports(ONE, [None])
-    let_expire(tmp_path, f"port-{port}")
-    assert leases.take_ports(TWO, [port]) == [port]
+def test_several_jobs_have_a_share_of_one_thing_and_the_dead_ones_do_not_count(leases, tmp_path):
+    odd = "disks-10.0.0.1:/vol/*[a]@%"  # a standalone host may name a datastore like that
+    mine, theirs = share(leases, odd, ONE, 3), share(leases, odd, TWO, 5)
+    share(leases, "disks-10.0.0.1:/vol/b", ONE, 7)
+    assert leases.shares(odd) == [mine, theirs]
+    assert leases.shares(odd, but=ONE) == [theirs]
+    assert leases.held(odd) is None
+    (path,) = (tmp_path / "leases").glob(f"*%25@{TWO}")
+    let_expire(tmp_path, path.name)
+    assert leases.shares(odd) == [mine]
+    assert leases.release(ONE)
+    assert leases.shares(odd) == []
+    assert [lease.thing for lease in leases.of(TWO)] == [odd], "a dead job's share goes with its job"
 
 
-def test_a_port_on_which_somebody_listens_is_passed_over(leases):
-    (free,) = leases.take_ports(ONE, [None])
-    leases.release(ONE)
-    with socket.create_server(("127.0.0.1", free)):
-        (found,) = leases.take_ports(ONE, [None])
-        assert found > free
-        assert leases.take_ports(TWO, [free]) == [free], "a wished port is tried, so that qemu-nbd says why it cannot"
+def test_a_share_counts_for_as_long_as_its_job_copies(leases, expired_export, tmp_path):
+    share(leases, "disks-host-12", ONE, 3)
+    let_expire(tmp_path, f"disks-host-12@{ONE}", ago=GRACE + 1)
+    _lock, port = expired_export
+    with socket.create_server(("127.0.0.1", port)) as server:
+        with socket.create_connection(("127.0.0.1", port)), server.accept()[0]:
+            assert [lease.amount for lease in leases.shares("disks-host-12", but=TWO)] == [3]
+        assert leases.shares("disks-host-12", but=TWO) == []
 
 
-def test_the_same_port_is_not_given_twice_in_one_wish(leases):
-    with pytest.raises(Refused, match="port 10177"):
-        leases.take_ports(ONE, [10177, 10177])
+def test_nobody_but_root_can_forge_a_lease(leases, tmp_path):
+    leases.take(LOCK, ONE)
+    found = (tmp_path / "leases" / LOCK).stat()
+    assert (found.st_uid, found.st_mode & 0o777) == (os.geteuid(), 0o600)
 
 
-def _take_all(folder, each, start, results):
+DAMAGES = {
+    "cut off": '{"thing": "vm-',
+    "no object": "[]",
+    "no job": '{"controller": "", "expires": 1}',
+    "another's folder": '{"job": "../../etc", "controller": "", "expires": 1}',
+    "no time": f'{{"job": "{ONE}", "controller": "", "expires": "soon"}}',
+    "no text": "\udcff",
+}
+
+
+@pytest.mark.parametrize("content", DAMAGES.values(), ids=DAMAGES)
+def test_a_damaged_lease_is_nobodys_and_runs_out(leases, tmp_path, content):
+    leases.take("vm-other", TWO)
+    share(leases, "disks-host-12", TWO, 3)
+    for name in (LOCK, f"disks-host-12@{ONE}"):
+        (tmp_path / "leases" / name).write_text(content, encoding="utf-8", errors="surrogateescape")
+    assert leases.held(LOCK).job == ""
+    with pytest.raises(Refused, match=f"{LOCK} is held by a job that its damaged lease '{LOCK}' does not name"):
+        leases.take(LOCK, ONE)
+    leases.renew(TWO)
+    assert [lease.thing for lease in leases.of(TWO)] == ["disks-host-12", "vm-other"], "others go on"
+    assert [lease.amount for lease in leases.shares("disks-host-12", but=ONE)] == [0, 3]
+    for name in (LOCK, f"disks-host-12@{ONE}"):
+        os.utime(tmp_path / "leases" / name, (1, time.time() - TTL - 1))
+    assert leases.take(LOCK, ONE) == leases.held(LOCK)
+    assert [lease.amount for lease in leases.shares("disks-host-12")] == [3]
+
+
+def test_a_lease_of_another_version_is_read(leases, tmp_path):
+    leases.take(LOCK, ONE, "who")
+    path = tmp_path / "leases" / LOCK
+    said = json.loads(path.read_text())
+    path.write_text(json.dumps({key: said[key] for key in ("thing", "job", "controller", "expires")}))
+    assert leases.held(LOCK) == Lease(LOCK, ONE, "who", said["expires"])
+    path.write_text(json.dumps(said | {"more": 1}))
+    assert leases.held(LOCK) == Lease(LOCK, ONE, "who", said["expires"])
+
+
+def _take(folder, each, start, results):
     job, leases = f"vm{each}-5029f3ab-20261123T140102Z", Leases(folder)
     start.wait()
-    ports = leases.take_ports(job, [None] * 12)
     try:
-        results.put((leases.take(LOCK, job).job, ports))
+        results.put(leases.take(LOCK, job).job)
     except Refused:
-        results.put(("", ports))
+        results.put("")
 
 
-def test_of_many_at_once_one_wins_and_no_port_is_given_twice(tmp_path, systemd):
-    fork, many = multiprocessing.get_context("fork"), 6
-    start, results = fork.Barrier(many), fork.Queue()
-    takers = [fork.Process(target=_take_all, args=(tmp_path / "leases", each, start, results)) for each in range(many)]
-    for each in takers:
-        each.start()
-    said = [results.get(timeout=20) for _each in takers]
-    for each in takers:
-        each.join()
-    assert [job for job, _ports in said if job] == [Leases(tmp_path / "leases").held(LOCK).job]
-    assert len({port for _job, ports in said for port in ports}) == 12 * many
+def test_of_many_at_once_one_wins(tmp_path, systemd, race):
+    said = race(_take, tmp_path / "leases")
+    assert [job for job in said if job] == [Leases(tmp_path / "leases").held(LOCK).job]
 
 
 def test_leases_are_renewed_for_as_long_as_something_takes(leases, tmp_path, monkeypatch):

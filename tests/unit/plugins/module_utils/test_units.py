@@ -62,6 +62,14 @@ def test_only_units_of_the_job_are_its_own(systemd):
         units.names("*")
 
 
+def test_units_of_a_job_whose_name_ends_alike_are_not_its_own(systemd):
+    systemd(f"sendense-export-restore-{JOB}-2000")  # of a restore of the same VM that began in the same second
+    systemd(f"sendense-tunnel-restore-{JOB}")
+    systemd(EXPORT)
+    assert units.names(JOB) == [EXPORT]
+    assert units.names(f"restore-{JOB}") == [f"sendense-export-restore-{JOB}-2000", f"sendense-tunnel-restore-{JOB}"]
+
+
 def test_a_dead_unit_does_not_run(systemd):
     systemd(EXPORT, active="failed", result="exit-code", code="1", status="1")
     assert units.names(JOB) == [EXPORT]

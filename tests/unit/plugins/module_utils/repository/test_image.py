@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 from pathlib import Path
 
@@ -114,3 +115,28 @@ def test_an_image_that_keeps_its_data_elsewhere_is_not_read(tmp_path):
     subprocess.run(create, check=True)
     with pytest.raises(SendenseError, match=r"d\.qcow2 keeps its data in another file"):
         image.read(path)
+
+
+@pytest.mark.parametrize("backing", [None, "base.qcow2"])
+def test_an_empty_image_is_otherwise_the_same(tmp_path, backing):
+    if backing:
+        commands.run(plan(tmp_path / backing, None, Image(MIB))[0])
+    path = tmp_path / "disk-2000.qcow2"
+    commands.run(plan(path, None, Image(MIB + 512, backing))[0])
+    subprocess.run(["qemu-io", "-f", "qcow2", "-c", "write -q -P 7 0 64k", path], check=True)
+    os.chown(path, 1234, 1235)
+    (tmp_path / ".disk-2000.qcow2.new").write_text("of an attempt that was killed", encoding="utf-8")
+    image.empty(path)
+    assert image.read(path) == Image(MIB + 512, backing)
+    held = json.loads(
+        subprocess.run(["qemu-img", "map", "--output=json", path], capture_output=True, check=True).stdout
+    )
+    assert not any(each["data"] for each in held)
+    assert (path.stat().st_uid, path.stat().st_gid) == (1234, 1235)
+    assert {each.name for each in tmp_path.iterdir()} == {path.name, *([backing] if backing else [])}
+
+
+def test_what_is_not_there_is_not_emptied(tmp_path):
+    with pytest.raises(SendenseError, match="disk-2000.qcow2 is not there any more$"):
+        image.empty(tmp_path / "disk-2000.qcow2")
+    assert not list(tmp_path.iterdir())

@@ -11,6 +11,7 @@ from ansible_collections.sendense.backup.plugins.module_utils.errors import Send
 from ansible_collections.sendense.backup.plugins.module_utils.repository import manifest
 
 JOB = "pgtest1-5029f3ab-20261123T140102Z"
+SKIPPED = {"key": 2001, "label": "Hard disk 2", "capacity": 512, "reason": "has mode independent_persistent"}
 
 
 def run(**changes):
@@ -21,6 +22,7 @@ def run(**changes):
         "snapshots": [],
         "config": {"cpus": 2},
         "disks": [{"key": 2000, "capacity": 1536, "path": "[ds] a.vmdk", "label": "Hard disk 1"}],
+        "skipped": [SKIPPED],
     }
     values = {
         "job": JOB,
@@ -35,7 +37,7 @@ def run(**changes):
         "copies": [
             {
                 "key": 2000, "provisioned": 1536, "allocated": None, "map": "none", "planned": 1536, "read": 1536, "written": 1024,
-                "zeroed": 512, "seconds": 0.5, "tree": {"root": "5a", "section_size": 65536, "sections": {}},
+                "zeroed": 512, "seconds": 0.5, "tree": {"root": "5a", "section_size": 65536, "sections": {}, "algorithm": "sha256"},
             }
         ],
         "facts": {"transport": "https"},
@@ -60,10 +62,12 @@ def test_a_manifest_says_all_that_is_needed_to_rebuild_the_vm_and_to_trust_its_i
             {
                 "key": 2000, "capacity": 1536, "path": "[ds] a.vmdk", "label": "Hard disk 1", "type": "full",
                 "reason": "a full backup was asked for", "image": "disk-2000.qcow2", "digests": "disk-2000.digests",
-                "root": "5a", "change_id": "52 de/7", "source": "[ds] a.vmdk", "stored": 196_608,
+                "root": "5a", "digest_algorithm": "sha256", "digests_of": "source", "change_id": "52 de/7",
+                "source": "[ds] a.vmdk", "stored": 196_608,
                 "provisioned": 1536, "allocated": None, "map": "none", "read": 1536, "written": 1024, "zeroed": 512, "seconds": 0.5,
             }
         ],
+        "skipped": [SKIPPED],
         "files": files,
         "transport": "https",
     }  # fmt: skip

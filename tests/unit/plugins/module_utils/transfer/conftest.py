@@ -32,6 +32,7 @@ class Datastore(ThreadingHTTPServer):
         self.cookie_file = folder / "cookie"
         self.cookie_file.write_text(COOKIE, encoding="utf-8")
         self.broken_from = 1 << 62  # reads that begin there or later are answered with 500
+        self.announced = None  # bytes that a file is said to have, instead of what it has
         self.hung = set()  # names of files whose reads get no answer
         self.over = threading.Event()
         self.asked = []  # the ranges that were read
@@ -47,7 +48,8 @@ class _Handler(BaseHTTPRequestHandler):
     server: Datastore
 
     def do_HEAD(self):
-        self._answer(200, b"", (self.server.folder / self.path.rpartition("/")[2]).stat().st_size)
+        size = (self.server.folder / self.path.rpartition("/")[2]).stat().st_size
+        self._answer(200, b"", self.server.announced or size)
 
     def do_GET(self):
         begin, end = (int(number) for number in self.headers["Range"].removeprefix("bytes=").split("-"))

@@ -9,14 +9,17 @@ import random
 import subprocess
 import threading
 import time
+from pathlib import Path
 
 import pytest
 from ansible_collections.sendense.backup.plugins.module_utils import digests
 from ansible_collections.sendense.backup.plugins.module_utils.digests import CELL, LeafFile
 from ansible_collections.sendense.backup.plugins.module_utils.errors import SendenseError
+from ansible_collections.sendense.backup.plugins.module_utils.extents import normalise
 from ansible_collections.sendense.backup.plugins.module_utils.nbd_client import connect
 from ansible_collections.sendense.backup.plugins.module_utils.transfer import engine
 from ansible_collections.sendense.backup.plugins.module_utils.transfer.engine import Copy
+from ansible_collections.sendense.backup.plugins.module_utils.transfer.limit import Limit
 
 
 def never():
@@ -97,8 +100,121 @@ def test_cells_of_zeroes_are_not_written(tmp_path, nbdkit, qemu_nbd, copy):
     progress, _tree = copy(nbdkit("--readonly", "file", raw).uri, target.uri, [(0, size)])
     target.stop()
     assert same(raw, tmp_path / "i.qcow2")[0]
-    assert (progress.written, progress.zeroed) == (3 * CELL, size - (3 << 20))
+    assert (progress.written, progress.zeroed) == (3 * CELL, size - 3 * CELL)
     assert (tmp_path / "i.qcow2").stat().st_size < 1 << 20
+
+
+def test_a_copy_without_digests_writes_the_same(tmp_path, nbdkit, qemu_nbd):
+    size = (8 << 20) + 1536
+    (raw := tmp_path / "source.raw").write_bytes(patched(size, dense=0.3))
+    server, target = nbdkit("--readonly", "file", raw), qemu_nbd("--format=qcow2", qcow2(tmp_path / "i.qcow2", size))
+    with connect(server.uri) as reading, connect(target.uri) as writing:
+        copy = Copy(reading, writing, None, never)
+        copy.run([(0, size)])
+    target.stop()
+    assert same(raw, tmp_path / "i.qcow2") == (True, "Images are identical.\n")
+    assert 0 < copy.progress.written < size // 2
+
+
+def test_a_target_that_is_not_fresh_gets_zeroes_where_the_source_has_none(tmp_path, nbdkit, qemu_nbd):
+    size = (8 << 20) + 1536
+    data = bytearray(patched(size, dense=0.4))
+    data[4 << 20 : 6 << 20] = bytes(2 << 20)
+    (raw := tmp_path / "source.raw").write_bytes(data)
+    (old := tmp_path / "old.raw").write_bytes(random.Random(9).randbytes(size))
+    subprocess.run(["qemu-img", "convert", "-f", "raw", "-O", "qcow2", old, tmp_path / "i.qcow2"], check=True)
+    server, target = nbdkit("--readonly", "file", raw), qemu_nbd("--format=qcow2", tmp_path / "i.qcow2")
+    with connect(server.uri) as reading, connect(target.uri) as writing:
+        copy = Copy(reading, writing, None, never, fresh=False)
+        copy.run([(0, 4 << 20), (6 << 20, size - (6 << 20))], holes=[(4 << 20, 2 << 20)])
+    target.stop()
+    assert same(raw, tmp_path / "i.qcow2") == (True, "Images are identical.\n")
+    assert copy.progress.read == copy.progress.written + copy.progress.zeroed == size - (2 << 20)
+
+
+def test_holes_are_left_alone_in_a_fresh_target(nbdkit):
+    target = nbdkit("--filter=error", "memory", "4M", "error-zero=EIO", "error-zero-rate=100%")
+    with connect(nbdkit("memory", "4M").uri) as reading, connect(target.uri) as writing:
+        Copy(reading, writing, None, never).run([(0, 1 << 20)], holes=[(1 << 20, 3 << 20)])
+        with pytest.raises(SendenseError, match=r"^the export failed to write at \d+ \(Input/output error\)$"):
+            Copy(reading, writing, None, never, fresh=False).run([(0, 1 << 20)], holes=[(1 << 20, 3 << 20)])
+
+
+def test_what_is_told_to_be_safe_was_written_before_a_flush(nbdkit, tmp_path, monkeypatch):
+    """The target notes what it is asked: a range may only be told once a flush has followed all of its writes."""
+    monkeypatch.setattr(engine, "FLUSH_SECONDS", 0.2)
+    asked = tmp_path / "asked"
+    slow = nbdkit("--filter=delay", "--filter=log", "memory", "32M", "wdelay=20ms", f"logfile={asked}")
+    told = []
+
+    def done(ranges):
+        words = [line.split() for line in asked.read_text().splitlines()]
+        flushed = max(number for number, line in enumerate(words) if "...Flush" in line)
+        written = [line for line in words[:flushed] if "Write" in line]
+        for offset, length in ranges:
+            for start in range(offset, offset + length, CELL):
+                assert any(_covers(line, start) for line in written), f"{start} is told before it was flushed"
+        told.append(ranges)
+
+    size = 32 << 20
+    keep = LeafFile(tmp_path / "leaves")
+    with connect(nbdkit("pattern", str(size)).uri) as reading, connect(slow.uri) as writing:
+        Copy(reading, writing, keep, never, done, buffers=4).run([(0, size)])
+    keep.close()
+    assert len(told) > 1, "more often than at the end"
+    assert normalise([each for ranges in told for each in ranges], size) == [(0, size)]
+
+
+def _covers(line, start):
+    fields = dict(word.split("=") for word in line if "=" in word)
+    offset, count = int(fields["offset"], 16), int(fields["count"], 16)
+    return offset <= start < offset + count
+
+
+def test_nothing_is_safe_that_could_not_be_flushed(nbdkit, never_flushed, monkeypatch):
+    monkeypatch.setattr(engine, "STALLED", 1.5)  # it is looked at more than once until then
+    told = []
+    with connect(nbdkit("pattern", "1M").uri) as reading, connect(never_flushed.uri) as writing:
+        copy = Copy(reading, writing, None, never, told.append)
+        with pytest.raises(SendenseError, match="nothing moved for"):
+            copy.run([(0, 1 << 20)])
+    assert told == []
+
+
+def test_several_connections_to_the_target_share_the_writes(tmp_path, nbdkit, qemu_nbd):
+    size = 16 << 20
+    (raw := tmp_path / "source.raw").write_bytes(patched(size, dense=0.8))
+    target = qemu_nbd("--format=qcow2", qcow2(tmp_path / "i.qcow2", size))
+    with connect(nbdkit("--readonly", "file", raw).uri) as reading, contextlib.ExitStack() as stack:
+        first, *also = [stack.enter_context(connect(target.uri)) for _each in range(3)]
+        Copy(reading, first, None, never, also=also).run([(0, size)])
+        sent = [each.stats_bytes_sent() for each in (first, *also)] if hasattr(first, "stats_bytes_sent") else [1]
+        assert all(sent)
+    target.stop()
+    assert same(raw, tmp_path / "i.qcow2")[0]
+
+
+def test_a_rate_limit_holds(nbdkit, copy):
+    size = 24 << 20
+    with connect(nbdkit("pattern", str(size)).uri) as reading, connect(nbdkit("memory", str(size)).uri) as writing:
+        limited = Copy(reading, writing, None, never, limit=Limit(12 << 20))
+        began = time.monotonic()
+        limited.run([(0, size)])
+    assert 1.4 < time.monotonic() - began < 15
+    assert limited.progress.waited_limit > 1
+
+
+def test_leaves_that_cannot_be_kept_fail_the_copy(nbdkit):
+    full = LeafFile(Path("/dev/full"))
+    with connect(nbdkit("pattern", "1M").uri) as reading, connect(nbdkit("memory", "1M").uri) as writing:
+        copy = Copy(reading, writing, full, never)
+        with pytest.raises(SendenseError, match="^the digests cannot be kept: .*No space left"):
+            copy.run([(0, 1 << 20)])
+
+
+@pytest.mark.parametrize(("disks", "buffers"), [(1, 16), (3, 16), (4, 12), (8, 6), (16, 4)])
+def test_more_disks_have_fewer_buffers_each(disks, buffers):
+    assert engine.depth(disks) == buffers
 
 
 def test_only_the_ranges_are_read(tmp_path, nbdkit, qemu_nbd, copy):
@@ -213,7 +329,7 @@ def test_a_copy_that_waits_for_a_flush_can_be_told_to_stop(nbdkit, never_flushed
 def test_a_copy_tells_for_whom_it_waited(nbdkit, copy):
     slow, fast = nbdkit("--filter=delay", "pattern", "8M", "rdelay=300ms"), nbdkit("memory", "8M")
     progress, _tree = copy(slow.uri, fast.uri, [(0, 8 << 20)])
-    assert progress.waited_source > 0.3 > progress.waited_target
+    assert progress.waited_source > 0.2 > progress.waited_target
     slow, fast = nbdkit("--filter=delay", "memory", "8M", "wdelay=300ms"), nbdkit("pattern", "8M")
     progress, _tree = copy(fast.uri, slow.uri, [(0, 8 << 20)])
     assert progress.waited_target > progress.waited_source

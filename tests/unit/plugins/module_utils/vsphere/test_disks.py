@@ -36,7 +36,8 @@ def taken(lab, opened):
 
 def ask(lab, opened, taken, key):
     capacity = next(disk["capacity"] for disk in taken.disks if disk["key"] == key)
-    return cbt.allocated_areas(opened, lab.vm("pgtest1")["moref"], taken.moref, key, capacity)
+    found = cbt.allocated_areas(opened, lab.vm("pgtest1")["moref"], taken.moref, key, capacity)
+    return None if found is None else list(found)
 
 
 @pytest.mark.parametrize(

@@ -140,5 +140,52 @@ def test_controllers_have_their_class_and_sharing():
 def test_a_network_card_names_its_network(backing, name):
     card = device.VirtualVmxnet3(key=4000, macAddress="00:50:56:01:02:03", backing=backing)
     assert hardware.nics([card], {"dvportgroup-9": "prod/lan"}) == [
-        {"key": 4000, "type": "VirtualVmxnet3", "network": name, "mac_address": "00:50:56:01:02:03"}
-    ]
+        {
+            "key": 4000, "type": "VirtualVmxnet3", "network": name, "mac_address": "00:50:56:01:02:03",
+            "start_connected": True,
+        }
+    ]  # fmt: skip
+
+
+def layout(disks, files):
+    """Return a layoutEx of a VM: the file keys of each disk's links by its key, and the sizes of files by theirs."""
+    info = vim.vm.FileLayoutEx
+    return info(
+        disk=[
+            info.DiskLayout(key=key, chain=[info.DiskUnit(fileKey=link) for link in links])
+            for key, links in disks.items()
+        ],
+        file=[info.FileInfo(key=key, name=f"f{key}", type="diskExtent", size=size) for key, size in files.items()],
+    )
+
+
+@pytest.mark.parametrize(
+    ("told", "count"),
+    [
+        pytest.param(({2000: [[1, 2]]}, {1: 500, 2: 4096, 9: 7}), 4596, id="descriptor and extent"),
+        pytest.param(({2000: [[1, 2], [3, 4]]}, {1: 1, 2: 10, 3: 100, 4: 1000}), 1111, id="a delta on its base"),
+        pytest.param(({2000: [[1]], 2001: [[2]]}, {1: 0, 2: 4096}), 0, id="nothing written yet"),
+        pytest.param(({2001: [[1]]}, {1: 4096}), None, id="another disk"),
+        pytest.param(({2000: [[1, 2]]}, {1: 500}), None, id="a file without a size"),
+        pytest.param(({2000: []}, {1: 500}), None, id="no files"),
+        pytest.param(({}, {}), None, id="an empty layout"),
+    ],
+)
+def test_what_a_disk_takes_is_the_sum_of_its_files(told, count):
+    assert hardware.allocated(layout(*told).disk, layout(*told).file, 2000) == count
+
+
+def test_what_a_disk_takes_is_unknown_without_a_layout():
+    assert hardware.allocated(None, None, 2000) is None
+
+
+def test_of_the_settings_of_a_vmx_only_those_are_taken_that_make_the_machine():
+    told = {
+        "disk.EnableUUID": "TRUE", "ethernet0.pciSlotNumber": "192", "nvme12.pciSlotNumber": "33", "isolation.tools.copy.disable": "TRUE",
+        "guestinfo.userdata": "a secret", "ethernet0.generatedAddress": "00:50:56:01:02:03", "uuid.location": "56 4d", "nvram": "web1.nvram",
+        "disk.EnableUUIDs": "no", "sched.swap.derivedName": "/vmfs/volumes/x", "numa.autosize.cookie": "10001", "sendense.restore": "{}",
+    }  # fmt: skip
+    options = [vim.option.OptionValue(key=key, value=value) for key, value in told.items()]
+    kept = {"disk.EnableUUID", "ethernet0.pciSlotNumber", "nvme12.pciSlotNumber", "isolation.tools.copy.disable"}
+    assert hardware.extra_config(options) == {key: told[key] for key in kept}
+    assert hardware.extra_config(None) == {}

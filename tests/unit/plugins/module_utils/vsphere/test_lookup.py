@@ -122,17 +122,58 @@ def test_a_bios_uuid_is_told_from_an_instance_uuid(lab, opened):
         lookup.find(opened, uuid=bios)
 
 
-def test_a_lookup_reads_names_and_nothing_else(lab, opened):
+def test_where_there_are_vapps_every_name_is_read(lab, opened):
+    vim = vcenter.vim
+    vm = opened.managed("VirtualMachine", lab.vm("thin1")["moref"])
+    share = vim.ResourceAllocationInfo(
+        reservation=0, limit=-1, expandableReservation=True, shares=vim.SharesInfo(level="normal", shares=4000)
+    )
+    resources = vim.ResourceConfigSpec(cpuAllocation=share, memoryAllocation=share)
+    vapp = vm.resourcePool.CreateVApp("group", resources, vim.vApp.VAppConfigSpec(), vm.parent)
+    try:
+        lab.ask("POST", "/stats/reset")
+        assert lookup.find(opened, name="thin1") == lab.vm("thin1")["moref"]
+        assert "FindChild" not in lab.ask("GET", "/stats")["soap"]
+    finally:
+        opened.wait(vapp.Destroy_Task(), "undoing")
+
+
+def test_a_lookup_by_a_plain_name_reads_of_no_other_vm(lab, opened):
     lab.ask("POST", "/stats/reset")
     lookup.find(opened, name="pgtest1")
+    soap = lab.ask("GET", "/stats")["soap"]
+    assert soap.pop("FindChild") == lab_folders(opened)
+    assert soap == {"CreateContainerView": 1, "RetrievePropertiesEx": 1, "DestroyView": 1}
+    lab.ask("POST", "/stats/reset")
+    lookup.find(opened, path="/DC0/vm/prod/pgtest1")
+    assert lab.ask("GET", "/stats")["soap"] == {"FindByInventoryPath": 1}
+
+
+def lab_folders(opened):
+    """Return how many folders of the lab may hold VMs."""
+    view = opened.content.viewManager.CreateContainerView(opened.content.rootFolder, [vcenter.vim.Folder], True)
+    found = sum("VirtualMachine" in str(each.childType) for each in view.view)
+    view.DestroyView()
+    return found
+
+
+def test_a_lookup_by_an_odd_name_reads_names_and_nothing_else(lab, opened, folders):
+    folders(lab.vm("thin1")["moref"], name="ü")
+    lab.ask("POST", "/stats/reset")
+    lookup.find(opened, name="ü")
     assert lab.ask("GET", "/stats")["soap"] == {"CreateContainerView": 1, "RetrievePropertiesEx": 1, "DestroyView": 1}
 
 
-def test_a_description_is_two_round_trips(lab, opened):
+def test_a_description_is_one_round_trip(lab, opened):
     moref = lab.vm("pgtest1")["moref"]
     lab.ask("POST", "/stats/reset")
     lookup.describe(opened, moref)
-    assert lab.ask("GET", "/stats")["soap"] == {"RetrievePropertiesEx": 2}
+    assert lab.ask("GET", "/stats")["soap"] == {"RetrievePropertiesEx": 1}
+
+
+def test_a_vm_that_is_gone_cannot_be_described(opened):
+    with pytest.raises(lookup.Gone, match="^no VM with moref vm-9999 is in vCenter 127.0.0.1:"):
+        lookup.describe(opened, "vm-9999")
 
 
 def test_a_vm_is_described_as_it_is(lab, opened):

@@ -6,7 +6,9 @@ from __future__ import annotations
 
 import json
 import socket
+import ssl
 import stat
+import subprocess
 import threading
 
 import pytest
@@ -17,12 +19,13 @@ from ansible_collections.sendense.backup.plugins.module_utils.vsphere.session im
     Fault,
     Unreachable,
     VCenter,
-    end_session,
+    of_job,
     session,
 )
 
 pytest.importorskip("pyVmomi")
 SECRET = "Kx7!korrekt pferd"
+JOB = "pgtest1-5029f3ab-20261123T140102Z"
 
 
 def at(lab, **changes):
@@ -67,7 +70,7 @@ def test_a_kept_session_is_one_login_for_all(lab, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["session"]
     assert SECRET not in kept.read_text()
     assert json.loads(kept.read_text())["cookie"] == cookie
-    end_session(at(lab), tmp_path)
+    second.end()
     assert not kept.exists()
     assert lab.sessions() == []
 
@@ -78,15 +81,15 @@ def test_a_kept_session_that_vcenter_forgot_is_replaced(lab, tmp_path):
     with session(at(lab), tmp_path) as opened:
         assert json.loads((tmp_path / "session").read_text())["cookie"] == opened.cookie
     assert lab.logins() == 2
-    end_session(at(lab), tmp_path)
+    opened.end()
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"cookie": "vmware_soap_session=stolen"}'])
 def test_a_kept_session_that_makes_no_sense_is_replaced(lab, tmp_path, content):
     (tmp_path / "session").write_text(content)
-    with session(at(lab), tmp_path):
+    with session(at(lab), tmp_path) as opened:
         pass
-    end_session(at(lab), tmp_path)
+    opened.end()
     assert lab.logins() == 1
 
 
@@ -98,19 +101,37 @@ def test_a_session_lost_on_the_way_is_opened_again(lab, tmp_path):
         lab.ask("POST", "/sessions/kill", {})
         opened.call("listing", opened.content.searchIndex.FindAllByUuid, None, "none", True, True)
         assert json.loads((tmp_path / "session").read_text())["cookie"] == opened.cookie
-    end_session(at(lab), tmp_path)
+    opened.end()
 
 
-def test_ending_is_quiet_where_there_is_nothing_to_end(lab, tmp_path):
-    end_session(at(lab), tmp_path)
-    assert lab.ask("GET", "/stats")["soap"] == {}
+@pytest.fixture
+def run_folder(tmp_path, monkeypatch):
+    """Return a /run/sendense of the test's own."""
+    monkeypatch.setattr(jobs, "RUN", tmp_path)
+    return tmp_path
 
 
-def test_ending_removes_the_cookie_even_when_vcenter_is_away(lab, tmp_path):
-    with session(at(lab), tmp_path):
+def test_the_last_module_of_a_job_ends_its_session(lab, run_folder):
+    with of_job(at(lab), JOB):
         pass
-    end_session(at(lab, port=1), tmp_path)
-    assert list(tmp_path.iterdir()) == []
+    assert len(lab.sessions()) == 1
+    with of_job(at(lab), JOB, last=True):
+        pass
+    assert (lab.logins(), lab.sessions(), list(run_folder.iterdir())) == (1, [], [])
+
+
+def test_a_module_that_fails_ends_the_session_of_its_job(lab, run_folder):
+    with pytest.raises(SendenseError, match="so"), of_job(at(lab), JOB):
+        raise SendenseError("so")
+    assert (lab.sessions(), list(run_folder.iterdir())) == ([], [])
+
+
+def test_the_cookie_goes_even_when_vcenter_is_away(lab, run_folder):
+    with of_job(at(lab), JOB):
+        pass
+    with pytest.raises(Unreachable), of_job(at(lab, port=1), JOB, last=True):
+        pass
+    assert list(run_folder.iterdir()) == []
     lab.ask("POST", "/sessions/kill", {})
 
 
@@ -248,14 +269,12 @@ def test_the_password_shows_nowhere():
     assert SECRET not in repr(VCenter("vc", "u", SECRET)) + str(VCenter("vc", "u", SECRET))
 
 
-def test_the_folder_of_a_job_keeps_the_session(lab, tmp_path, monkeypatch):
-    monkeypatch.setattr(jobs, "RUN", tmp_path)
-    folder = jobs.make_folder("pgtest1-5029f3ab-20261123T140102Z")
-    with session(at(lab), folder):
-        assert (folder / "session").stat().st_uid == folder.stat().st_uid
-    end_session(at(lab), folder)
-    jobs.leave_folder(folder.name)
-    assert list(tmp_path.iterdir()) == []
+def test_the_folder_of_a_job_keeps_the_session(lab, run_folder):
+    with of_job(at(lab), JOB):
+        kept = run_folder / JOB / "session"
+        assert kept.stat().st_uid == kept.parent.stat().st_uid
+    with of_job(at(lab), JOB, last=True):
+        pass
 
 
 VC = VCenter("vc.example.com", "backup@vsphere.local", SECRET)
@@ -304,3 +323,11 @@ VM = util.vim and util.vim.VirtualMachine("vm-7")
 )
 def test_a_fault_is_one_sentence(fault, sentence):
     assert util.explain(VC, "taking s", fault) == sentence
+
+
+def test_the_thumbprint_is_that_of_the_verified_certificate(lab):
+    certificate = ssl.get_server_certificate(("127.0.0.1", lab.options["vcenter_port"]))
+    command = ["openssl", "x509", "-noout", "-fingerprint", "-sha1"]
+    shown = subprocess.run(command, input=certificate, capture_output=True, text=True, check=True).stdout
+    with session(at(lab)) as opened:
+        assert opened.thumbprint == shown.strip().partition("=")[2]

@@ -13,7 +13,12 @@ import pytest
 from ansible_collections.sendense.backup.plugins.module_utils.errors import Refused, SendenseError
 from ansible_collections.sendense.backup.plugins.module_utils.vsphere import snapshot as util
 from ansible_collections.sendense.backup.plugins.module_utils.vsphere.lookup import describe
-from ansible_collections.sendense.backup.plugins.module_utils.vsphere.session import Fault, VCenter, session
+from ansible_collections.sendense.backup.plugins.module_utils.vsphere.session import (
+    Fault,
+    Unreachable,
+    VCenter,
+    session,
+)
 
 pytest.importorskip("pyVmomi")
 JOB = "pgtest1-5029f3ab-20261123T140102Z"
@@ -25,6 +30,7 @@ def entry(moref, name, description=None):
 
 
 MARK = util.mark(JOB, "prefer")
+OURS = entry("s-1", f"sendense-{JOB}", MARK)
 
 
 @pytest.mark.parametrize(
@@ -37,6 +43,10 @@ MARK = util.mark(JOB, "prefer")
         pytest.param([entry("s-1", "x"), entry("s-2", f"sendense-{JOB}", MARK)], "s-2", id="ours among others"),
         pytest.param(
             [entry("s-1", f"sendense-{JOB}", ""), entry("s-2", f"sendense-{JOB}", MARK)], "s-2", id="beside a like name"
+        ),
+        pytest.param([entry("s-1", f"sbak-{JOB}", "Ephemeral snapshot")], "s-1", id="that of its client"),
+        pytest.param(
+            [entry("s-1", f"sbak-{OTHER}"), entry("s-2", "sbak-backup-pgtest1-1759901526")], None, id="of other clients"
         ),
     ],
 )
@@ -60,6 +70,53 @@ def test_only_name_and_mark_together_are_ours(snapshots, chosen):
 def test_our_name_without_our_mark_is_refused(description):
     with pytest.raises(Refused, match=r"\(s-1\) does not carry the mark"):
         util.choose([entry("s-1", f"sendense-{JOB}", description)], JOB)
+
+
+@pytest.mark.parametrize(
+    ("snapshots", "jobs", "left", "has_parent"),
+    [
+        pytest.param([OURS], [JOB], [], False, id="that of a dead job is all there is"),
+        pytest.param(
+            [OURS, entry("s-2", "x")], [JOB], [entry("s-2", "x")], True, id="there is somebody else's as well"
+        ),
+        pytest.param([OURS], [], [OURS], True, id="nobody is dead"),
+        pytest.param([entry("s-1", "renamed", MARK)], [JOB], [entry("s-1", "renamed", MARK)], True, id="a renamed one"),
+    ],
+)
+def test_a_vm_is_foreseen_without_the_snapshots_of_dead_jobs(snapshots, jobs, left, has_parent):
+    vm = {"snapshots": snapshots, "disks": [{"key": 2000, "has_parent": True}]}
+    foreseen = util.without(vm, jobs)
+    assert foreseen["snapshots"] == left
+    assert foreseen["disks"] == [{"key": 2000, "has_parent": has_parent}]
+
+
+def test_a_vm_on_a_snapshot_that_vcenter_does_not_tell_of_stays_as_it_is():
+    vm = {"snapshots": [], "disks": [{"key": 2000, "has_parent": True}]}
+    assert util.without(vm, [JOB]) == vm
+
+
+def test_what_a_client_left_is_known_and_removed_and_that_of_another_one_stays(lab, opened, vm):
+    machine = opened.managed("VirtualMachine", vm["moref"])
+    for name in (f"sbak-{JOB}", f"sbak-{OTHER}", "sbak-backup-pgtest1-1759901526"):
+        opened.wait(machine.CreateSnapshotEx_Task(name, "Ephemeral snapshot", False, None), name)
+    ours, others = util.listed(opened, vm["moref"])
+    assert [(each["name"], each["job"], each["quiesce_requested"]) for each in ours] == [
+        (f"sbak-{job}", job, "off") for job in (JOB, OTHER)
+    ]
+    assert [each["name"] for each in others] == ["sbak-backup-pgtest1-1759901526"]
+    assert util.remove(opened, vm["moref"], JOB) is True
+    assert lab.snapshots("pgtest1") == [f"sbak-{OTHER}", "sbak-backup-pgtest1-1759901526"]
+    opened.wait(machine.RemoveAllSnapshots_Task(), "cleaning")
+
+
+def test_it_is_known_whether_vcenter_is_at_work_on_snapshots(lab, opened, vm):
+    assert not util.at_work(opened, vm["moref"])
+    lab.knobs(create_snapshot_ms=1000)
+    task = opened.managed("VirtualMachine", vm["moref"]).CreateSnapshotEx_Task("by hand", "", False, None)
+    assert util.at_work(opened, vm["moref"])
+    opened.wait(task, "it")
+    assert not util.at_work(opened, vm["moref"])
+    opened.wait(opened.managed("VirtualMachine", vm["moref"]).RemoveAllSnapshots_Task(), "cleaning")
 
 
 def test_the_mark_says_job_and_time():
@@ -229,3 +286,103 @@ def test_a_kept_snapshot_that_was_not_quiesced_is_not_what_is_required(opened, v
     with pytest.raises(Refused, match="was not quiesced for it"):
         util.keep(taken, "require")
     util.remove(opened, vm["moref"], JOB)
+
+
+DISK = {"key": 2000, "label": "Hard disk 1", "capacity": 1024, "path": "[ds] a.vmdk", "backing_uuid": "6000"}
+
+
+@pytest.mark.parametrize(
+    ("found", "says"),
+    [
+        pytest.param(
+            [{**DISK, "capacity": 2048}], "disk 2000 (Hard disk 1) had 1024 bytes and has 2048 now", id="grown"
+        ),
+        pytest.param([], "disk 2000 (Hard disk 1) is gone", id="gone"),
+        pytest.param([DISK, {**DISK, "key": 2001, "label": "Hard disk 2"}], "disk 2001 (Hard disk 2) is new", id="new"),
+        pytest.param(
+            [{**DISK, "path": "[other] a.vmdk"}],
+            "disk 2000 (Hard disk 1) moved from [ds] a.vmdk to [other] a.vmdk",
+            id="moved",
+        ),
+        pytest.param(
+            [{**DISK, "backing_uuid": "6001"}], "disk 2000 (Hard disk 1) was exchanged for another one", id="exchanged"
+        ),
+        pytest.param(
+            [{**DISK, "key": 2001}], "disk 2000 (Hard disk 1) is gone; disk 2001 (Hard disk 1) is new", id="two things"
+        ),
+    ],
+)
+def test_disks_that_are_not_those_looked_at_are_refused(found, says):
+    with pytest.raises(SendenseError) as error:
+        util.check_unchanged([DISK], found)
+    assert str(error.value) == f"the VM was changed after it was looked at: {says}; run the backup again"
+
+
+def test_the_same_disks_are_no_change():
+    util.check_unchanged([DISK], [{**DISK, "change_id": "52/1"}])
+
+
+def test_a_snapshot_whose_task_failed_is_not_trusted_but_removed(lab, opened, vm):
+    lab.knobs(create_snapshot_fault="Timedout")
+    with pytest.raises(Fault, match=f"^taking snapshot sendense-{JOB} of VM pgtest1 failed: vCenter .* says: "):
+        util.create(opened, vm, JOB, "off")
+    assert lab.snapshots("pgtest1") == []
+
+
+def test_what_a_failed_task_left_and_cannot_be_removed_is_told_as_well(lab, opened, vm):
+    lab.knobs(create_snapshot_fault="Timedout", faults={"RemoveSnapshot_Task": "NoPermission"})
+    with pytest.raises(SendenseError, match=r"^taking snapshot .* failed: .*; and what is left .* lacks "):
+        util.create(opened, vm, JOB, "off")
+    lab.knobs(create_snapshot_fault="", faults={})
+    assert util.remove(opened, vm["moref"], JOB) is True
+
+
+class Cut:
+    """A session whose answer to the call that takes a snapshot is lost once; *done* says whether it was taken."""
+
+    def __init__(self, opened, monkeypatch, *, done):
+        self.call, self.lost = opened.call, False
+
+        def call(what, method, *args, **kwargs):
+            if self.lost or not what.startswith("taking snapshot"):
+                return self.call(what, method, *args, **kwargs)
+            self.lost = True
+            if done:
+                self.call(what, method, *args, **kwargs)
+            raise Unreachable("vCenter cannot be reached from this node: reset")
+
+        monkeypatch.setattr(opened, "call", call)
+
+
+def test_a_snapshot_of_which_only_the_answer_was_lost_is_found_and_used(lab, opened, vm, monkeypatch):
+    lab.knobs(create_snapshot_ms=500)
+    cut = Cut(opened, monkeypatch, done=True)
+    taken = util.create(opened, vm, JOB, "off")
+    assert cut.lost
+    assert lab.snapshots("pgtest1") == [taken.name] == [f"sendense-{JOB}"]
+    util.remove(opened, vm["moref"], JOB)
+
+
+def test_a_snapshot_that_was_never_asked_for_is_an_error(lab, opened, vm, monkeypatch):
+    Cut(opened, monkeypatch, done=False)
+    with pytest.raises(Unreachable, match="cannot be reached"):
+        util.create(opened, vm, JOB, "off")
+    assert lab.snapshots("pgtest1") == []
+
+
+def test_a_snapshot_below_a_newer_one_has_its_own_disks(opened, vm):
+    taken = util.create(opened, vm, JOB, "off")
+    machine = opened.managed("VirtualMachine", vm["moref"])
+    opened.wait(machine.CreateSnapshotEx_Task("after", "", False, None), "after")
+    assert util.read(opened, vm["moref"], JOB) == taken
+    opened.wait(machine.RemoveAllSnapshots_Task(), "cleaning")
+
+
+def test_taking_and_removing_are_few_round_trips(lab, opened, vm):
+    lab.ask("POST", "/stats/reset")
+    util.create(opened, vm, JOB, "off")
+    util.remove(opened, vm["moref"], JOB)
+    soap = lab.ask("GET", "/stats")["soap"]
+    assert (soap.pop("CreateSnapshotEx_Task"), soap.pop("RemoveSnapshot_Task")) == (1, 1)
+    assert soap == {"RetrievePropertiesEx": soap["RetrievePropertiesEx"]}
+    assert soap["RetrievePropertiesEx"] <= 11  # 3 at each end, and the looks at two tasks
