@@ -18,7 +18,10 @@ options:
     elements: dict
     required: true
   forwards:
-    description: Forwards of a tunnel, each with C(key) and C(uri).
+    description:
+      - Forwards of a tunnel, each with C(key), C(uri), C(also) and C(invocation).
+      - Or exports of M(sendense.backup.nbd_export), whose ports are then on the node's own loopback, as C(tunnel_client_ports)
+        of role P(sendense.backup.tunnel#role) brings them there.
     type: list
     elements: dict
     required: true
@@ -32,7 +35,7 @@ EXAMPLES = r"""
 
 RETURN = r"""
 _value:
-  description: Disks with C(key), C(capacity), C(path) and C(target).
+  description: Disks with C(key), C(capacity), C(path), C(target), C(also) and C(invocation).
   type: list
   elements: dict
 """
@@ -41,11 +44,19 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ansible.errors import AnsibleFilterError
+from ansible_collections.sendense.backup.plugins.module_utils.nbd_client import tcp_uri
 
 
 def copy_disks(disks: list[Mapping[str, Any]], forwards: list[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Return the disks with their targets. Raises AnsibleFilterError when one has no export, or an export no disk."""
-    targets = {forward["key"]: forward["uri"] for forward in forwards}
+    targets = {
+        forward["key"]: {
+            "target": forward.get("uri") or tcp_uri(forward["port"], forward["name"]),
+            "also": forward.get("also", []),
+            "invocation": forward.get("invocation", ""),  # of an export that is only predicted nobody knows it
+        }
+        for forward in forwards
+    }
     if set(targets) != {disk["key"] for disk in disks}:
         frozen = ", ".join(str(disk["key"]) for disk in disks)
         raise AnsibleFilterError(
@@ -53,7 +64,7 @@ def copy_disks(disks: list[Mapping[str, Any]], forwards: list[Mapping[str, Any]]
             "the VM was changed between the look and the snapshot; run the backup again"
         )
     return [
-        {"key": disk["key"], "capacity": disk["capacity"], "path": disk["path"], "target": targets[disk["key"]]}
+        {"key": disk["key"], "capacity": disk["capacity"], "path": disk["path"], **targets[disk["key"]]}
         for disk in disks
     ]
 

@@ -13,10 +13,11 @@ description:
 author: Contributors to sendense.backup (@sendense)
 extends_documentation_fragment:
   - sendense.backup.attributes
+  - sendense.backup.job
 attributes:
   check_mode:
     support: full
-    details: Looks at the repository and at the VM's lock, so it refuses what the run would refuse.
+    details: Looks at the repository, its free space and the VM's lock, so it refuses what the run would refuse.
   diff_mode:
     support: none
 options:
@@ -24,13 +25,9 @@ options:
     description: Folder of the repository on the hub.
     type: path
     required: true
-  job:
-    description: Id of the job.
-    type: str
-    required: true
   state:
     description:
-      - With V(partial) the job holds the VM's lock, and one empty image per disk is there.
+      - With V(partial) the job holds the VM's lock, its space is reserved, and one empty image per disk is there.
       - With V(published) the point is proven and published, and the lock is released.
       - With V(absent) what the job left unpublished is removed, and its leases are released.
     type: str
@@ -54,14 +51,36 @@ options:
     description: What else goes into the manifest, for example C(transport) and C(tools).
     type: dict
     default: {}
-  keep_lock:
-    description: With O(state=absent), keep the VM's lock, so that a later run finds the job and takes away what could not be now.
+  remember:
+    description: With O(state=absent), keep in mind the job and its O(node), so that a later run finds it and takes away what could not be now.
     type: bool
     default: false
+  dead:
+    description: Jobs that the caller has proven dead. With O(state=partial) they do not hold the VM.
+    type: list
+    elements: str
+    default: []
   controller:
     description: Who runs the job, so that a later run can see whether it is gone. The controller fills it in by itself.
     type: str
     default: ""
+  instead_of:
+    description:
+      - The controller of a run that is proven dead, whose job this one goes on with. With O(state=partial) nothing is made then;
+        the lock passes to O(controller), and it is refused when the job's point is not there, or its lock is not held by that one.
+    type: str
+  node:
+    description: Name of the node that works for the job, so that a later run cleans up there.
+    type: str
+    default: ""
+  min_free:
+    description:
+      - Percent of the repository's file system that stay free. With O(state=partial) a backup that could leave less is refused.
+      - What it may write is the sum of what its disks have C(allocated) on the datastore, or of their capacity when vCenter
+        does not say. That much is reserved until the point is published or absent, beside what other jobs at work on this
+        hub have reserved and not written yet.
+    type: int
+    default: 5
 """
 
 EXAMPLES = r"""
@@ -106,22 +125,35 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.sendense.backup.plugins.module_utils import commands, jobs
 from ansible_collections.sendense.backup.plugins.module_utils.errors import FAILURES, SendenseError, sentence
 from ansible_collections.sendense.backup.plugins.module_utils.leases import Leases
-from ansible_collections.sendense.backup.plugins.module_utils.repository import manifest, store
+from ansible_collections.sendense.backup.plugins.module_utils.repository import manifest, point, space
+from ansible_collections.sendense.backup.plugins.module_utils.repository.layout import (
+    Draft,
+    Repository,
+    open_repository,
+)
 
 
-def partial(module: AnsibleModule, repository: store.Repository) -> dict:
-    """Take the VM's lock and make the images."""
+def partial(module: AnsibleModule, repository: Repository) -> dict:
+    """Take the VM's lock, reserve the space and make the images."""
     params, job, uuid = module.params, module.params["job"], module.params["vm"]["instance_uuid"]
     disks = {disk["key"]: disk["capacity"] for disk in sorted(params["vm"]["disks"], key=lambda disk: disk["key"])}
+    draft = Draft(
+        instance_uuid=uuid,
+        job=job,
+        disks=disks,
+        need=space.need(params["vm"]["disks"]),
+        min_free=params["min_free"],
+        controller=params["controller"],
+        node=params["node"],
+        dead=params["dead"],
+        vcenter={name: params["vm"].get("vcenter", {}).get(name) for name in ("instance_uuid", "hostname")},
+    )
     folder, leases = repository.partial_folder(uuid, job), Leases()
-    changed = store.plan_partial(repository, uuid, job, disks, leases, controller=params["controller"])
-    if changed and not module.check_mode:
-        leases.take(store.lock_name(uuid), job, params["controller"])
-        try:
-            store.make_partial(repository, uuid, job, disks)
-        except SendenseError:
-            store.remove_partial(repository, uuid, job, leases)
-            raise
+    if params["instead_of"] is not None:
+        point.take_over(repository, draft, leases, params["instead_of"], predict=module.check_mode)
+        changed = True
+    elif (changed := point.plan(repository, draft, leases)) and not module.check_mode:
+        point.begin(repository, draft, leases)
     images = [
         {"key": key, "image": str(folder / manifest.image_file(key)), "name": jobs.export_name(job, rank), "size": size}
         for rank, (key, size) in enumerate(disks.items())
@@ -129,15 +161,14 @@ def partial(module: AnsibleModule, repository: store.Repository) -> dict:
     return {"changed": changed, "path": str(folder), "images": images}
 
 
-def published(module: AnsibleModule, repository: store.Repository) -> dict:
+def published(module: AnsibleModule, repository: Repository) -> dict:
     """Prove and publish the point."""
     params, job, uuid = module.params, module.params["job"], module.params["vm"]["instance_uuid"]
-    point = repository.point_folder(uuid, job)
-    changed = not point.exists()
-    if not changed:
-        return {"changed": False, "path": str(point), "manifest": manifest.load(point)}
+    folder = repository.point_folder(uuid, job)
+    if folder.exists():
+        return {"changed": False, "path": str(folder), "manifest": manifest.load(folder)}
     if module.check_mode:
-        return {"changed": True, "path": str(point), "manifest": {}}
+        return {"changed": True, "path": str(folder), "manifest": {}}
     facts = params["facts"] | {
         "tools": params["facts"].get("tools", {})
         | {"qemu-img": commands.run(["qemu-img", "--version"]).splitlines()[0]},
@@ -146,23 +177,26 @@ def published(module: AnsibleModule, repository: store.Repository) -> dict:
     began, leases = time.monotonic(), Leases()
     run = manifest.Run(job, params["vm"], params["snapshot"], params["after"], params["copies"], facts)
     with leases.renewed(job):  # no unit of the job runs any more that would show it alive
-        store.publish(repository, run, leases)
+        point.publish(repository, run, leases)
     leases.release(job)
     return {
         "changed": True,
-        "path": str(point),
-        "manifest": manifest.load(point),
+        "path": str(folder),
+        "manifest": manifest.load(folder),
         "seconds": round(time.monotonic() - began, 2),
     }
 
 
-def absent(module: AnsibleModule, repository: store.Repository) -> dict:
+def absent(module: AnsibleModule, repository: Repository) -> dict:
     """Remove what the job left unpublished."""
     job, uuid, leases = module.params["job"], module.params["vm"]["instance_uuid"], Leases()
     folder = repository.partial_folder(uuid, job)
     if module.check_mode:
-        return {"changed": folder.exists() or bool(leases.of(job)), "path": str(folder)}
-    changed = store.remove_partial(repository, uuid, job, leases, keep_lock=module.params["keep_lock"])
+        there = point.left(repository, uuid, job, remember=module.params["remember"])
+        return {"changed": there or bool(leases.of(job)), "path": str(folder)}
+    changed = point.remove(
+        repository, uuid, job, leases, remember=module.params["remember"], node=module.params["node"]
+    )
     return {"changed": changed, "path": str(folder)}
 
 
@@ -178,8 +212,12 @@ def main() -> None:
             "after": {"type": "dict"},
             "copies": {"type": "list", "elements": "dict"},
             "facts": {"type": "dict", "default": {}},
-            "keep_lock": {"type": "bool", "default": False},
+            "remember": {"type": "bool", "default": False},
+            "dead": {"type": "list", "elements": "str", "default": []},
             "controller": {"type": "str", "default": ""},
+            "instead_of": {"type": "str"},
+            "node": {"type": "str", "default": ""},
+            "min_free": {"type": "int", "default": 5},
         },
         required_if=[("state", "published", ["snapshot", "after", "copies"])],
         supports_check_mode=True,
@@ -189,7 +227,7 @@ def main() -> None:
         jobs.point_id(module.params["job"])
         if not module.params["vm"].get("instance_uuid"):
             raise SendenseError("option vm has no instance_uuid; give what sendense.backup.vm_info returned as vm")
-        module.exit_json(**act(module, store.open_repository(module.params["repository"])))
+        module.exit_json(**act(module, open_repository(module.params["repository"])))
     except FAILURES as why:
         module.fail_json(msg=sentence(why))
 

@@ -14,16 +14,13 @@ description:
 author: Contributors to sendense.backup (@sendense)
 extends_documentation_fragment:
   - sendense.backup.attributes
+  - sendense.backup.job
 attributes:
   check_mode:
     support: full
   diff_mode:
     support: none
 options:
-  job:
-    description: Id of the job.
-    type: str
-    required: true
   state:
     description: Whether the tunnel is there.
     type: str
@@ -48,6 +45,12 @@ options:
     description: File with the pinned host keys of the hub.
     type: path
     default: /etc/sendense/tunnel/known_hosts
+  streams:
+    description:
+      - How many ssh connections carry the tunnel. One is as fast as one core encrypts, on either side. With several, each
+        carries every export once; a disk is written through all of them when its export takes more than one connection.
+    type: int
+    default: 2
   forwards:
     description: The exports to reach. Required with O(state=present).
     type: list
@@ -60,6 +63,10 @@ options:
       port:
         description: Port of the export on the hub's loopback interface. Null in check mode.
         type: int
+      read_only:
+        description: Whether the export is only read.
+        type: bool
+        default: false
       name:
         description: Name of the export.
         type: str
@@ -68,6 +75,10 @@ options:
         description: Size of the export in bytes.
         type: int
         required: true
+      invocation:
+        description: Which start of the export it is, as M(sendense.backup.nbd_export) tells it; it is handed on.
+        type: str
+        default: ""
 """
 
 EXAMPLES = r"""
@@ -84,23 +95,28 @@ EXAMPLES = r"""
 
 RETURN = r"""
 forwards:
-  description: Per disk the NBD URI at which the node reaches its export.
+  description:
+    - Per disk the NBD URI at which the node reaches its export, those of the other streams (C(also)), and which start of the
+      export that is (C(invocation)).
   returned: when O(state=present)
   type: list
   elements: dict
   sample:
     - key: 2000
       uri: nbd+unix:///pgtest1-5029f3ab-20261123T140102Z-disk0?socket=/run/sendense/pgtest1-5029f3ab-20261123T140102Z/2000.sock
+      also:
+        - nbd+unix:///pgtest1-5029f3ab-20261123T140102Z-disk0?socket=/run/sendense/pgtest1-5029f3ab-20261123T140102Z/2000-1.sock
+      invocation: 8f3c2d1e0b5a4f6987a6b5c4d3e2f101
 unit:
-  description: The systemd unit.
+  description: The systemd unit of the first stream; those of the others end in C(-1) and so on.
   returned: always
   type: str
   sample: sendense-tunnel-pgtest1-5029f3ab-20261123T140102Z
 """
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.sendense.backup.plugins.module_utils import jobs
-from ansible_collections.sendense.backup.plugins.module_utils.errors import FAILURES, sentence
+from ansible_collections.sendense.backup.plugins.module_utils import job_state
+from ansible_collections.sendense.backup.plugins.module_utils.errors import SendenseError
 from ansible_collections.sendense.backup.plugins.module_utils.transfer import tunnel
 
 
@@ -108,17 +124,23 @@ def present(module: AnsibleModule) -> dict:
     """Open the tunnel, unless it is open and carries every export."""
     params, job = module.params, module.params["job"]
     forwards = [tunnel.Forward(**each) for each in params["forwards"]]
-    uris = {each.key: tunnel.uri(job, each) for each in forwards}
-    changed = not tunnel.carries(job, forwards)
+    streams = params["streams"]
+    if streams < 1:
+        raise SendenseError(f"a tunnel of {streams} streams carries nothing; give 1 or more")
+    uris = {each.key: tunnel.uris(job, each, streams) for each in forwards}
+    changed = not tunnel.carries(job, forwards, streams)
     if changed and not module.check_mode:
         hub = tunnel.Hub(
             params["hub_address"], params["hub_port"], params["hub_user"], params["key_file"], params["known_hosts"]
         )
-        tunnel.start(job, hub, forwards)
+        tunnel.start(job, hub, forwards, streams)
     return {
         "changed": changed,
         "unit": tunnel.unit_name(job),
-        "forwards": [{"key": key, "uri": uri} for key, uri in uris.items()],
+        "forwards": [
+            {"key": each.key, "uri": uris[each.key][0], "also": uris[each.key][1:], "invocation": each.invocation}
+            for each in forwards
+        ],
     }
 
 
@@ -136,28 +158,26 @@ def main() -> None:
     forward = {
         "key": {"type": "int", "required": True, "no_log": False},
         "port": {"type": "int"},
+        "read_only": {"type": "bool", "default": False},
         "name": {"type": "str", "required": True},
         "size": {"type": "int", "required": True},
+        "invocation": {"type": "str", "default": ""},
     }
     module = AnsibleModule(
         argument_spec={
-            "job": {"type": "str", "required": True},
-            "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
+            **job_state.OPTIONS,
             "hub_address": {"type": "str"},
             "hub_port": {"type": "int", "default": 22},
             "hub_user": {"type": "str", "default": "sendense-tunnel"},
             "key_file": {"type": "path", "default": "/etc/sendense/tunnel/id_ed25519", "no_log": False},
             "known_hosts": {"type": "path", "default": "/etc/sendense/tunnel/known_hosts"},
+            "streams": {"type": "int", "default": 2},
             "forwards": {"type": "list", "elements": "dict", "options": forward},
         },
         required_if=[("state", "present", ["hub_address", "forwards"])],
         supports_check_mode=True,
     )
-    try:
-        jobs.point_id(module.params["job"])
-        module.exit_json(**(present if module.params["state"] == "present" else absent)(module))
-    except FAILURES as why:
-        module.fail_json(msg=sentence(why))
+    job_state.run(module, present, absent)
 
 
 if __name__ == "__main__":

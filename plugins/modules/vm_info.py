@@ -38,9 +38,44 @@ options:
     type: str
   transport:
     description:
-      - How its disks are going to be read. When given, RV(refusals) says also what this transport cannot read.
+      - How its disks are going to be read, by the host that runs this module. RV(refusals) says also what it lacks for this
+        transport, and what cannot be read by it.
+      - V(auto) is V(vddk) where this host has nbdkit's plugin and a library that loads, else V(https). It never is V(client),
+        the program C(sendense-backup-client), whose password stands in a command line and whose copy cannot be proven.
     type: str
-    choices: [vddk, https, client]
+    choices: [auto, vddk, https, client]
+    default: auto
+  quiesce:
+    description: Whether the guest is going to be brought to rest, as M(sendense.backup.vm_snapshot) takes it. O(transport=client) cannot promise it.
+    type: str
+    choices: [require, prefer, "off"]
+    default: prefer
+  cbt:
+    description: Whether change tracking may be turned on. O(transport=client) does that by itself, so with V(leave) a VM without it is refused.
+    type: str
+    choices: [enable, leave]
+    default: leave
+  independent:
+    description:
+      - What becomes of disks that take no part in snapshots, which are independent disks and physical raw device mappings.
+      - V(fail) refuses a VM that has some, V(skip) leaves them out of RV(vm.disks) and tells them in RV(vm.skipped).
+        A VM that has nothing else is refused.
+    type: str
+    choices: [fail, skip]
+    default: fail
+  datastore_min_free:
+    description:
+      - Percent of each datastore with disks of the VM, or its configuration, that must be free, because its snapshot grows there.
+      - A datastore whose size or free space vCenter does not know is not judged.
+    type: int
+    default: 10
+  dead:
+    description:
+      - Jobs whose snapshots are going to be removed before the backup. The VM is described without these snapshots, and its
+        disks, when it has no other ones, without parents; their paths stay those of now.
+    type: list
+    elements: str
+    default: []
 seealso:
   - module: sendense.backup.vm_snapshot
 """
@@ -88,6 +123,7 @@ vm:
     fault_tolerant: {description: Whether Fault Tolerance is set up., type: bool}
     cbt_enabled: {description: Whether changed block tracking is on., type: bool}
     consolidation_needed: {description: Whether vCenter says that its disks need consolidation., type: bool}
+    unfinished: {description: What a restore that has not finished says of itself; empty otherwise., type: str}
     host:
       description: The ESXi host it runs on.
       type: dict
@@ -132,6 +168,16 @@ vm:
         kind: {description: 'V(flat), V(sesparse), V(rdm_physical), V(rdm_virtual) or V(other).', type: str}
         sharing: {description: 'V(sharingNone) or V(sharingMultiWriter).', type: str}
         has_parent: {description: 'Whether it stands on another file, as under a snapshot.', type: bool}
+        allocated: {description: 'What its files take on the datastore, none when vCenter does not say.', type: int}
+    skipped:
+      description: The disks that O(independent=skip) left out.
+      type: list
+      elements: dict
+      contains:
+        key: {description: The device key., type: int, sample: 2001}
+        label: {description: Label., type: str, sample: Hard disk 2}
+        capacity: {description: Size., type: int}
+        reason: {description: Why., type: str, sample: 'has mode independent_persistent, so it takes no part in snapshots'}
     config:
       description: What it takes to make such a VM again.
       type: dict
@@ -158,6 +204,13 @@ job:
   returned: success
   type: str
   sample: pgtest1-5029f3ab-20261123T140102Z
+transport:
+  description: How the disks of this VM are going to be read.
+  returned: success
+  type: dict
+  contains:
+    name: {description: 'V(vddk), V(https) or V(client).', type: str, sample: vddk}
+    reason: {description: Why this one., type: str, sample: VDDK 8.0.2 is installed on the node}
 refusals:
   description: One sentence for each thing that forbids a backup of this VM. Empty when nothing does.
   returned: success
@@ -169,13 +222,16 @@ refusals:
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.sendense.backup.plugins.module_utils import jobs
 from ansible_collections.sendense.backup.plugins.module_utils.errors import FAILURES, sentence
+from ansible_collections.sendense.backup.plugins.module_utils.transfer import reader
+from ansible_collections.sendense.backup.plugins.module_utils.vsphere import snapshot
 from ansible_collections.sendense.backup.plugins.module_utils.vsphere.lookup import describe, find
-from ansible_collections.sendense.backup.plugins.module_utils.vsphere.refusals import refusals
+from ansible_collections.sendense.backup.plugins.module_utils.vsphere.refusals import refusals, without_independent
 from ansible_collections.sendense.backup.plugins.module_utils.vsphere.session import (
     OPTIONS,
     VCenter,
     session,
 )
+from ansible_collections.sendense.backup.plugins.module_utils.vsphere.transport import choose
 
 WAYS = ["moref", "uuid", "path", "name"]
 
@@ -189,19 +245,35 @@ def main() -> None:
             "uuid": {"type": "str"},
             "path": {"type": "str"},
             "name": {"type": "str"},
-            "transport": {"type": "str", "choices": ["vddk", "https", "client"]},
+            "transport": {"type": "str", "choices": ["auto", "vddk", "https", "client"], "default": "auto"},
+            "quiesce": {"type": "str", "choices": ["require", "prefer", "off"], "default": "prefer"},
+            "cbt": {"type": "str", "choices": ["enable", "leave"], "default": "leave"},
+            "independent": {"type": "str", "choices": ["fail", "skip"], "default": "fail"},
+            "datastore_min_free": {"type": "int", "default": 10},
+            "dead": {"type": "list", "elements": "str", "default": []},
         },
         mutually_exclusive=[WAYS],
         required_one_of=[WAYS],
         supports_check_mode=True,
     )
+    params = module.params
     try:
-        with session(VCenter.of(module.params)) as vcenter:
-            vm = describe(vcenter, find(vcenter, **{way: module.params[way] for way in WAYS}))
+        with session(VCenter.of(params)) as vcenter:
+            vm = snapshot.without(
+                describe(vcenter, find(vcenter, **{way: params[way] for way in WAYS})), params["dead"]
+            )
     except FAILURES as why:
         module.fail_json(msg=sentence(why))
-    job = jobs.job_id(vm["name"], vm["instance_uuid"])
-    module.exit_json(changed=False, vm=vm, job=job, refusals=refusals(vm, module.params["transport"]))
+    if params["independent"] == "skip":
+        vm = without_independent(vm)
+    transport = choose(params["transport"], reader.versions)
+    module.exit_json(
+        changed=False,
+        vm=vm,
+        job=jobs.job_id(vm["name"], vm["instance_uuid"]),
+        transport={"name": transport.name, "reason": transport.reason},
+        refusals=refusals(vm, transport, params["datastore_min_free"], quiesce=params["quiesce"], cbt=params["cbt"]),
+    )
 
 
 if __name__ == "__main__":

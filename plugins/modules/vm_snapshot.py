@@ -39,7 +39,8 @@ options:
   state:
     description:
       - V(present) takes the snapshot, unless the job has it already.
-      - V(absent) removes it. A VM that is gone has none.
+      - V(absent) removes it, and one that C(sendense-backup-client) took for the job and left (C(sbak-<job>)). A VM that is gone
+        has none.
     type: str
     choices: [present, absent]
     default: present
@@ -51,8 +52,23 @@ options:
     type: str
     choices: [require, prefer, "off"]
     default: prefer
+  independent:
+    description:
+      - What becomes of disks that take no part in snapshots, which are independent disks and physical raw device mappings.
+      - V(fail) takes no snapshot of a VM that has some, V(skip) takes one of the others.
+    type: str
+    choices: [fail, skip]
+    default: fail
+  disks:
+    description:
+      - The disks as RV(sendense.backup.vm_info#module:vm.disks) told them, when something was made to fit them.
+      - A snapshot that holds others, or others in size or place, is refused; one that was taken is removed again.
+      - With O(state=absent) it is a failure if the VM has others afterwards, or others in size or place.
+    type: list
+    elements: dict
 seealso:
   - module: sendense.backup.vm_info
+  - module: sendense.backup.vm_snapshot_info
 """
 
 EXAMPLES = r"""
@@ -60,6 +76,7 @@ EXAMPLES = r"""
   sendense.backup.vm_snapshot:
     job: "{{ look.job }}"
     vm: "{{ look.vm.moref }}"
+    disks: "{{ look.vm.disks }}"
     quiesce: prefer
   delegate_to: node1
 
@@ -94,6 +111,10 @@ snapshot:
         path: {description: Datastore path of the frozen file., type: str, sample: '[datastore1] pgtest1/pgtest1.vmdk'}
         backing_uuid: {description: Identity of the disk behind the path., type: str}
         change_id: {description: 'Change id at the snapshot, none without change tracking.', type: str}
+    skipped:
+      description: The disks that take no part in it, each with C(key), C(label), C(capacity) and the C(reason).
+      type: list
+      elements: dict
 vm:
   description:
     - The VM after the removal, as M(sendense.backup.vm_info) describes it, none when it is gone.
@@ -107,64 +128,54 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.sendense.backup.plugins.module_utils import jobs
-from ansible_collections.sendense.backup.plugins.module_utils.errors import FAILURES, SendenseError, sentence
+from ansible_collections.sendense.backup.plugins.module_utils.errors import FAILURES, sentence
 from ansible_collections.sendense.backup.plugins.module_utils.vsphere import snapshot
-from ansible_collections.sendense.backup.plugins.module_utils.vsphere.lookup import describe, exists
+from ansible_collections.sendense.backup.plugins.module_utils.vsphere.lookup import Gone, Vm, describe
+from ansible_collections.sendense.backup.plugins.module_utils.vsphere.refusals import without_independent
 from ansible_collections.sendense.backup.plugins.module_utils.vsphere.session import (
     OPTIONS,
+    Session,
     VCenter,
-    end_session,
+    of_job,
     session,
 )
 
 
-def present(vcenter: VCenter, job: str, vm: str, quiesce: str) -> dict[str, Any]:
-    """Take the snapshot unless it is there. The session stays for the job's other modules, but not after a failure."""
-    folder = jobs.make_folder(job)
-    try:
-        with session(vcenter, folder) as opened:
-            before = snapshot.read(opened, vm, job)
-            after = (
-                snapshot.keep(before, quiesce)
-                if before
-                else snapshot.create(opened, describe(opened, vm), job, quiesce)
-            )
-    except SendenseError:
-        leave(vcenter, job)
-        raise
+def look(opened: Session, params: dict[str, Any]) -> tuple[Vm, snapshot.Snapshot | None]:
+    """Return the VM, without the disks that are to be skipped, and the snapshot of the job if it has one."""
+    vm = describe(opened, params["vm"])
+    has = snapshot.choose(vm["snapshots"], params["job"])
+    before = snapshot.read(opened, params["vm"], params["job"]) if has else None
+    return without_independent(vm) if params["independent"] == "skip" else vm, before
+
+
+def present(opened: Session, params: dict[str, Any], *, predict: bool) -> dict[str, Any]:
+    """Take the snapshot unless it is there."""
+    job, quiesce, looked = params["job"], params["quiesce"], params["disks"]
+    vm, before = look(opened, params)
+    if looked is not None:
+        snapshot.check_unchanged(looked, before.disks if before else vm["disks"])
+    if before:
+        after = snapshot.keep(before, quiesce)
+    elif predict:
+        after = snapshot.predict(vm, job, quiesce)
+    else:
+        after = snapshot.create(opened, vm, job, quiesce, looked)
     return {"changed": not before, "snapshot": asdict(after), "diff": diff(before, after)}
 
 
-def absent(vcenter: VCenter, job: str, vm: str) -> dict[str, Any]:
-    """Remove the snapshot if it is there, and end the job's session in any case."""
+def absent(opened: Session, params: dict[str, Any], *, predict: bool) -> dict[str, Any]:
+    """Remove the snapshot if it is there, and hold the disks afterwards against those that were looked at, if given."""
+    job, moref = params["job"], params["vm"]
     try:
-        with session(vcenter, jobs.make_folder(job)) as opened:
-            if not exists(opened, vm):
-                return {"changed": False, "vm": None, "diff": diff(None, None)}
-            before = snapshot.read(opened, vm, job)
-            changed = snapshot.remove(opened, vm, job)
-            after = describe(opened, vm)
-    finally:
-        leave(vcenter, job)
+        before = snapshot.read(opened, moref, job)
+        changed = bool(before) if predict else snapshot.remove(opened, moref, job)
+        after = describe(opened, moref)
+    except Gone:
+        return {"changed": False, "vm": None, "diff": diff(None, None)}
+    if params["disks"] is not None and not predict:
+        snapshot.check_unchanged(params["disks"], after["disks"])
     return {"changed": changed, "vm": after, "diff": diff(before, None)}
-
-
-def predicted(vcenter: VCenter, job: str, vm: str, state: str, quiesce: str) -> dict[str, Any]:
-    """Return what a run would change, under a session of its own that leaves nothing behind."""
-    with session(vcenter) as opened:
-        if state == "absent" and not exists(opened, vm):
-            return {"changed": False, "vm": None, "diff": diff(None, None)}
-        before, now = snapshot.read(opened, vm, job), describe(opened, vm)
-    if state == "absent":
-        return {"changed": bool(before), "vm": now, "diff": diff(before, None)}
-    after = snapshot.keep(before, quiesce) if before else snapshot.predict(now, job, quiesce)
-    return {"changed": not before, "snapshot": asdict(after), "diff": diff(before, after)}
-
-
-def leave(vcenter: VCenter, job: str) -> None:
-    """End the job's session, and remove the job's folder when nothing else is in it."""
-    end_session(vcenter, jobs.folder(job))
-    jobs.leave_folder(job)
 
 
 def diff(*states: snapshot.Snapshot | None) -> dict[str, Any]:
@@ -182,17 +193,19 @@ def main() -> None:
             "vm": {"type": "str", "required": True},
             "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
             "quiesce": {"type": "str", "choices": ["require", "prefer", "off"], "default": "prefer"},
+            "independent": {"type": "str", "choices": ["fail", "skip"], "default": "fail"},
+            "disks": {"type": "list", "elements": "dict"},
         },
         supports_check_mode=True,
     )
-    job, vm, state, quiesce = (module.params[name] for name in ("job", "vm", "state", "quiesce"))
+    params, check = module.params, module.check_mode
+    act = {"present": present, "absent": absent}[params["state"]]
     try:
-        jobs.point_id(job)  # refuses what is no job id
-        vcenter = VCenter.of(module.params)
-        if module.check_mode:
-            result = predicted(vcenter, job, vm, state, quiesce)
-        else:
-            result = present(vcenter, job, vm, quiesce) if state == "present" else absent(vcenter, job, vm)
+        jobs.point_id(params["job"])  # refuses what is no job id
+        vcenter = VCenter.of(params)
+        own = session(vcenter) if check else of_job(vcenter, params["job"], last=params["state"] == "absent")
+        with own as opened:
+            result = act(opened, params, predict=check)
     except FAILURES as why:
         module.fail_json(msg=sentence(why))
     module.exit_json(**result)

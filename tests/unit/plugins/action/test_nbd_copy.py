@@ -9,6 +9,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -115,15 +116,18 @@ def test_a_lock_names_the_playbook_that_took_it(played):
 class Scripted(ActionModule):
     """The plugin with its looks at the module scripted; the rest is as it is."""
 
-    def __init__(self, *results):
+    def __init__(self, *results, **arguments):
         task = SimpleNamespace(
-            args={"job": JOB}, resolved_action="sendense.backup.nbd_copy", async_val=0, check_mode=False
+            args={"job": JOB, **arguments}, resolved_action="sendense.backup.nbd_copy", async_val=0, check_mode=False
         )
         shell = SimpleNamespace(_shell=SimpleNamespace(tmpdir="/nowhere"))
         super().__init__(task, shell, None, None, None, None)
         self.left = list(results)
 
+        self.asked = []
+
     def _once(self, name, arguments, task_vars):
+        self.asked.append(arguments)
         return self.left.pop(0)
 
 
@@ -143,15 +147,64 @@ def test_a_copy_is_followed_until_it_ends():
     assert not plugin.left
 
 
-def test_a_lost_connection_does_not_end_a_copy():
-    lost = [LOST] * nbd_copy.PATIENCE
+def test_only_a_copy_is_looked_at_in_words_of_its_own():
+    """What sends a restore runs on, too; its module takes the same options each time."""
+    copying, sending = Scripted(RUNNING, DONE, keep={"vm": 1}), Scripted(RUNNING, DONE, keep=["mac"])
+    sending._task.resolved_action = "sendense.backup.vm_restore"
+    for plugin in (copying, sending):
+        plugin.run(task_vars={})
+    assert copying.asked == [{"job": JOB, "keep": {"vm": 1}}, {"job": JOB, "follow": True}]
+    assert sending.asked[0] == sending.asked[1]
+    assert "follow" not in sending.asked[1]
+
+
+def test_a_lost_connection_does_not_end_a_copy(clock, monkeypatch):
+    monkeypatch.setattr(nbd_copy, "PAUSE", 10.0)
+    lost = [LOST] * 9
     assert Scripted(RUNNING, *lost, RUNNING, *lost, DONE).run(task_vars={})["transfer"]["state"] == "done"
 
 
-def test_a_node_that_stays_away_is_given_up():
-    result = Scripted(RUNNING, *[LOST] * (nbd_copy.PATIENCE + 1)).run(task_vars={})
+def test_a_node_that_stays_away_is_given_up(clock, monkeypatch):
+    monkeypatch.setattr(nbd_copy, "PAUSE", 10.0)
+    plugin = Scripted(RUNNING, *[LOST] * 30)
+    result = plugin.run(task_vars={})
     assert result["failed"]
     assert result["msg"] == LOST["msg"]
+    assert (clock.now, len(plugin.left)) == (1000 + nbd_copy.PATIENCE + 10, 19)
+
+
+def test_a_task_without_patience_left_ends_before_the_copy_does(clock):
+    """Its role then tells the hub that the job lives, and follows the copy further."""
+    plugin = Scripted(*[RUNNING] * 10, patience="7200")
+    asked = plugin._once
+    plugin._once = lambda *words: [asked(*words), setattr(clock, "now", clock.now + 1000)][0]
+    assert plugin.run(task_vars={}) == RUNNING
+    assert (plugin.left, clock.now) == ([RUNNING], 1000 + 9000)
+
+
+def test_a_copy_is_never_left_at_the_moment_when_its_node_is_away(clock, monkeypatch):
+    monkeypatch.setattr(nbd_copy, "PAUSE", 10.0)
+    assert Scripted(RUNNING, LOST, LOST, RUNNING, DONE, patience=15).run(task_vars={}) == RUNNING
+    assert clock.now == 1000 + 20
+    gone = Scripted(RUNNING, *[LOST] * 30, patience=15).run(task_vars={})
+    assert gone["failed"]
+
+
+def test_a_copy_is_asked_for_again_whenever_its_node_goes(clock, monkeypatch):
+    """It may have begun, or not: the node knows when it is there again."""
+    monkeypatch.setattr(nbd_copy, "PAUSE", 10.0)
+    plugin = Scripted(LOST, LOST, RUNNING, DONE, keep={"vm": 1})
+    assert plugin.run(task_vars={})["transfer"]["state"] == "done"
+    assert plugin.asked[1:] == [{"job": JOB, "follow": True}] * 3
+    assert Scripted(LOST, state="absent").run(task_vars={}) == LOST, "there is nothing to wait for"
+
+
+def test_a_look_in_check_mode_is_one_look():
+    plugin = Scripted(RUNNING, DONE)
+    plugin._task.check_mode = True
+    assert plugin.run(task_vars={}) == RUNNING
+    plugin.left, plugin._task.args["follow"] = [LOST, DONE], True
+    assert plugin.run(task_vars={}) == LOST
 
 
 def test_a_copy_that_fails_ends_the_looking():
@@ -160,11 +213,83 @@ def test_a_copy_that_fails_ends_the_looking():
     assert (result["failed"], result["msg"]) == (True, "disk 2000: no")
 
 
-def test_progress_is_shown_even_of_a_disk_without_data(capsys):
-    disks = [
-        {"key": 2000, "read": 1 << 20, "planned": 4 << 20, "seconds": 2.0},
-        {"key": 2001, "read": 0, "planned": 0, "seconds": 0},
+def disk(key, read, planned=400 << 20, **more):
+    return {
+        "key": key,
+        "read": read << 20,
+        "written": read << 19,
+        "planned": planned,
+        "rate": 5 << 20,
+        "eta": 90,
+        **more,
+    }
+
+
+def running(*disks):
+    return {"transfer": {"state": "running", "disks": list(disks)}}
+
+
+def test_progress_is_shown_even_of_a_disk_without_data(clock, capsys):
+    disks = [disk(2000, 100), disk(2001, 0, planned=0, rate=0, eta=None)]
+    Scripted(running(*disks), DONE).run(task_vars={"inventory_hostname": "vm1"})
+    assert capsys.readouterr().out.splitlines() == [
+        "vm1: 25 % of 400 MiB read, 50 MiB written, 5.0 MiB/s, 0:01:30 left",
+        "vm1: disk 2000 25 % of 400 MiB read, 50 MiB written, 5.0 MiB/s, 0:01:30 left",
+        "vm1: disk 2001 100 % of 0 MiB read, 0 MiB written, 0.0 MiB/s",
     ]
-    Scripted({"transfer": {"state": "running", "disks": disks}}, DONE).run(task_vars={"inventory_hostname": "vm1"})
-    shown = capsys.readouterr().out.splitlines()
-    assert shown == ["vm1: disk 2000 25 % of 4 MiB, 0 MiB/s", "vm1: disk 2001 100 % of 0 MiB, 0 MiB/s"]
+
+
+def test_progress_is_told_when_it_has_moved_and_never_goes_back(clock, capsys):
+    steps = [0, 4, 44, 20, 84, 400]
+    last = {"transfer": {"state": "done", "disks": [disk(2000, 400, eta=0)]}}
+    Scripted(*(running(disk(2000, step)) for step in steps), last).run(task_vars={"inventory_hostname": "vm1"})
+    shown = [line.split()[1] for line in capsys.readouterr().out.splitlines()]
+    assert shown == ["0", "11", "21", "100", "100"]
+
+
+def test_a_step_that_takes_long_says_that_it_is_at_work(monkeypatch, capsys):
+    monkeypatch.setattr(nbd_copy, "TOLD", 0.05)
+    plugin = Scripted()
+    plugin._task.name = "The snapshot is gone"
+    with plugin._alive("vm1"):
+        time.sleep(0.12)
+    assert capsys.readouterr().out.splitlines() == ["vm1: The snapshot is gone, at work for 0 s"] * 2
+
+
+def busy(who):
+    return {"failed": True, "busy": True, "msg": f"leased by {who}"}
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Return a clock that only sleeping moves, as ``SimpleNamespace(now=…)``."""
+    clock = SimpleNamespace(now=1000.0)
+    monkeypatch.setattr(nbd_copy.time, "monotonic", lambda: clock.now)
+    monkeypatch.setattr(nbd_copy.time, "sleep", lambda seconds: setattr(clock, "now", clock.now + seconds))
+    return clock
+
+
+def test_what_is_busy_is_asked_for_until_it_is_to_be_had(clock, capsys):
+    plugin = Scripted(busy("a"), busy("a"), busy("b"), {"changed": True}, timeout="600")
+    assert plugin.run(task_vars={"inventory_hostname": "vm1"}) == {"changed": True}
+    assert (plugin.left, clock.now) == ([], 1000 + 1 + 2 + 3)
+    assert capsys.readouterr().out.splitlines() == ["vm1: waiting, leased by a"]
+
+
+def test_what_stays_busy_fails_when_the_time_is_over(clock, capsys):
+    plugin = Scripted(*[busy("a")] * 40, timeout=150)
+    result = plugin.run(task_vars={"inventory_hostname": "vm1"})
+    assert (result["failed"], result["msg"], clock.now) == (True, "leased by a; waited 150 s", 1150)
+    assert capsys.readouterr().out.splitlines() == ["vm1: waiting, leased by a"] * 3, "about once a minute"
+    assert len(plugin.left) > 5, "and it is not asked all the time"
+
+
+@pytest.mark.parametrize("arguments", [{}, {"timeout": 0}, {"timeout": ""}])
+def test_without_a_timeout_nobody_waits(clock, arguments):
+    assert Scripted(busy("a"), **arguments).run(task_vars={}) == busy("a")
+    assert clock.now == 1000
+
+
+def test_another_failure_ends_the_waiting(clock):
+    refused = {"failed": True, "msg": "no"}
+    assert Scripted(busy("a"), refused, timeout=600).run(task_vars={}) == refused

@@ -69,13 +69,13 @@ def test_predict_make_repeat_publish_repeat(point, info, tmp_path):
     predicted = point("partial", check=True)
     assert (predicted["changed"], list((tmp_path / "run").iterdir())) == (True, [])
     assert not (tmp_path / "r" / "vms").exists()
-    made = point("partial", controller="boot/ns/1/2")
+    made = point("partial", controller="boot/ns/1/2", node="node1")
     assert (made["changed"], made["images"]) == (True, predicted["images"])
     assert [(each["key"], each["name"], each["size"]) for each in made["images"]] == [
         (2000, f"{JOB}-disk0", SIZE), (16000, f"{JOB}-disk1", 512)
     ]  # fmt: skip
-    assert not point("partial", controller="boot/ns/1/2")["changed"]
-    assert info()["unfinished"] == [{"job": JOB, "controller": "boot/ns/1/2", "dead": False}]
+    assert not point("partial", controller="boot/ns/1/2", node="node1")["changed"]
+    assert info()["unfinished"] == [{"job": JOB, "controller": "boot/ns/1/2", "node": "node1", "dead": False}]
 
     said = finish(made["images"])
     assert point("published", check=True, **said)["changed"]
@@ -113,18 +113,27 @@ def test_another_run_of_the_same_second_waits_too(point, info):
         refused = point("partial", controller="boot/ns/3/4", check=check)
         assert refused["failed"]
         assert f"is being backed up by job {JOB}" in refused["msg"]
-    assert info()["unfinished"] == [{"job": JOB, "controller": "boot/ns/1/2", "dead": False}]
+    assert info()["unfinished"] == [{"job": JOB, "controller": "boot/ns/1/2", "node": "", "dead": False}]
 
 
-def test_a_cleanup_that_left_something_elsewhere_keeps_the_lock(point, info, tmp_path):
-    point("partial", controller="boot/ns/1/2")
-    assert point("absent", check=True, keep_lock=True)["changed"]
-    assert point("absent", keep_lock=True)["changed"]
-    assert not list((tmp_path / "r" / "vms").iterdir())
-    assert info(vm=UUID)["unfinished"] == [{"job": JOB, "controller": "boot/ns/1/2", "dead": False}]
-    assert point("absent")["changed"]
-    assert info(vm=UUID)["unfinished"] == []
-    assert not point("partial", job=OTHER)["failed"]
+def test_a_cleanup_that_left_something_elsewhere_is_remembered(point, info):
+    point("partial", controller="boot/ns/1/2", node="node1")
+    assert point("absent", check=True, remember=True)["changed"]
+    assert point("absent", remember=True, node="node1")["changed"]
+    assert not point("absent", remember=True, node="node1")["changed"]
+    left = {"job": JOB, "controller": "", "node": "node1", "dead": True}
+    assert info(vm=UUID)["unfinished"] == [left]
+    assert not point("partial", job=OTHER)["failed"], "it holds nobody up"
+    assert left in info(vm=UUID)["unfinished"]
+    for check in (True, False):
+        assert point("absent", check=check)["changed"]
+    assert [each["job"] for each in info(vm=UUID)["unfinished"]] == [OTHER]
+
+
+def test_a_check_foresees_that_a_dead_job_holds_nothing(point):
+    point("partial")
+    assert not point("partial", job=OTHER, check=True, dead=[JOB])["failed"]
+    assert point("partial", job=OTHER, check=True, dead=["web1-5029f3ab-20261123T140102Z"])["failed"]
 
 
 @pytest.fixture
@@ -134,11 +143,10 @@ def read_only(private_run, tmp_path):
 
 
 def test_a_repository_that_went_read_only_is_one_sentence(point, info, read_only, tmp_path):
-    failed = point("partial", prefix=read_only)
-    assert failed["failed"]
-    assert failed["msg"] == (
-        f"the repository {tmp_path}/r cannot be written to: Read-only file system: {tmp_path}/r/vms"
-    )
+    for check in (True, False):
+        failed = point("partial", prefix=read_only, check=check)
+        assert failed["failed"]
+        assert failed["msg"] == f"the repository {tmp_path}/r cannot be written to: its file system is read-only"
     assert info(vm=UUID)["unfinished"] == []
     made = point("partial")
     said = finish(made["images"])
@@ -148,6 +156,33 @@ def test_a_repository_that_went_read_only_is_one_sentence(point, info, read_only
     assert (failed["failed"], failed["msg"]) == (True, f"Read-only file system: {made['path']}")
     told = info()
     assert (told["points"], [each["job"] for each in told["unfinished"]]) == ([], [JOB])
+
+
+def test_what_is_reserved_is_not_there_for_another_vm(point, small_filesystem):
+    (small_filesystem / "repository.json").write_text('{"format": 1}', encoding="utf-8")
+    here = {"repository": str(small_filesystem)}
+    one, two = (
+        VM
+        | {
+            "instance_uuid": f"5029f3ab-1c2d-4e3f-8a9b-0c1d2e3f4a5{each}",
+            "disks": [{"key": 2000, "capacity": 60 << 20}],
+        }
+        for each in "12"
+    )
+    thin = two | {"disks": [{"key": 2000, "capacity": 1 << 40, "allocated": 1 << 20}]}
+    assert not point("partial", vm=one, **here)["failed"]
+    for check in (True, False):
+        refused = point("partial", job=OTHER, vm=two, check=check, **here)
+        assert refused["failed"]
+        assert "is too small for this backup beside those that run" in refused["msg"]
+        assert f"by job {JOB} are reserved" in refused["msg"]
+        refused = point("partial", job=OTHER, vm=two, min_free=45, check=check, **here)
+        assert "is too small for this backup: it needs up to 61.1 MiB" in refused["msg"]
+    assert not (small_filesystem / "vms" / two["instance_uuid"]).exists()
+    assert not point("partial", job=OTHER, vm=thin, **here)["failed"]
+    assert point("absent", job=OTHER, vm=thin, **here)["changed"]
+    assert point("absent", vm=one, **here)["changed"]
+    assert not point("partial", job=OTHER, vm=two, **here)["failed"]
 
 
 def test_a_vm_without_its_uuid_is_said_so(point):

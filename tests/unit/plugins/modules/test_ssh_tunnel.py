@@ -10,8 +10,8 @@ JOB = "pgtest1-5029f3ab-20261123T140102Z"
 def test_check_mode_predicts_where_the_exports_will_be(run_module, private_run, systemd, tmp_path):
     wish = {"job": JOB, "hub_address": "hub", "forwards": [{"key": 2000, "name": f"{JOB}-disk0", "size": 512}]}
     told = run_module("ssh_tunnel", wish, check=True, prefix=private_run)
-    uri = f"nbd+unix:///{JOB}-disk0?socket=/run/sendense/{JOB}/2000.sock"
-    assert (told["changed"], told["forwards"]) == (True, [{"key": 2000, "uri": uri}])
+    uri, other = (f"nbd+unix:///{JOB}-disk0?socket=/run/sendense/{JOB}/{name}.sock" for name in ("2000", "2000-1"))
+    assert (told["changed"], told["forwards"]) == (True, [{"key": 2000, "uri": uri, "also": [other], "invocation": ""}])
     assert not list((tmp_path / "run").iterdir())
 
 

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -84,11 +85,13 @@ def test_a_snapshot_is_predicted_taken_kept_and_removed(lab, snapshot, job):
     assert not snapshot("absent", check=True)["changed"]
 
 
-def test_one_backup_costs_one_login_here(lab, snapshot):
+def test_one_backup_costs_one_login_and_few_calls_here(lab, snapshot):
     snapshot("present")
     snapshot("absent")
     assert lab.logins() == 1
     assert lab.sessions() == []
+    calls = lab.ask("GET", "/stats")["soap"]
+    assert sum(calls.values()) <= 16, calls
 
 
 def test_a_failure_ends_the_session_and_leaves_nothing(lab, snapshot, job):
@@ -154,3 +157,57 @@ def test_what_is_no_job_is_refused(lab, snapshot):
         assert "is not a job id" in snapshot("present", check, job="../../etc")["msg"]
     assert lab.ask("GET", "/stats")["soap"] == {}
     assert not Path("/run/etc").exists()
+
+
+@pytest.fixture
+def looked(lab, run_module):
+    """Return the disks of a VM as vm_info tells them."""
+    return lambda vm: run_module("vm_info", {**lab.options, "name": vm})["vm"]["disks"]
+
+
+def test_a_disk_that_grew_after_the_look_is_refused_and_leaves_nothing(lab, snapshot, looked):
+    disks, moref = looked("web02"), lab.vm("web02")["moref"]
+    assert snapshot("present", vm=moref, disks=disks)["changed"]
+    assert not snapshot("present", vm=moref, disks=disks)["changed"]
+    snapshot("absent", vm=moref)
+    size = disks[0]["capacity"]
+    lab.ask("POST", "/disk", {"vm": "web02", "key": 2000, "grow_at_snapshot": 65536})
+    for check in (False, True):  # the check sees what the run has seen
+        result = snapshot("present", check, vm=moref, disks=disks)
+        assert result["msg"] == (
+            "the VM was changed after it was looked at: disk 2000 (Hard disk 1) had "
+            f"{size} bytes and has {size + 65536} now; run the backup again"
+        )
+    assert lab.snapshots("web02") == []
+    assert lab.sessions() == []
+
+
+def test_disks_that_changed_under_the_snapshot_of_a_client_are_told(lab, snapshot, looked):
+    disks = looked("pgtest1")
+    assert not snapshot("absent", disks=disks)["failed"]
+    disks[0]["capacity"] += 512
+    told = snapshot("absent", disks=disks)["msg"]
+    assert re.search(
+        "the VM was changed after it was looked at: disk 2000 .* had 1049088 bytes and has 1048576 now", told
+    )
+
+
+def test_an_independent_disk_is_refused_or_skipped(lab, snapshot):
+    moref = lab.vm("independent1")["moref"]
+    assert "disk 2001 (Hard disk 2) of VM independent1 has mode" in snapshot("present", vm=moref)["msg"]
+    for check in (True, False):
+        taken = snapshot("present", check, vm=moref, independent="skip")["snapshot"]
+        assert [disk["key"] for disk in taken["disks"]] == [2000]
+        assert [(disk["key"], disk["label"]) for disk in taken["skipped"]] == [(2001, "Hard disk 2")]
+    assert snapshot("absent", vm=moref)["changed"]
+
+
+def test_a_vm_that_goes_with_its_snapshot_is_no_failure_of_the_cleanup(lab, snapshot):
+    moref = lab.vm("web03")["moref"]
+    snapshot("present", vm=moref)
+    lab.ask("POST", "/vm", {"vm": "web03", "registered": False})
+    gone = snapshot("absent", vm=moref)
+    assert (gone["failed"], gone["changed"], gone["vm"]) == (False, False, None)
+    assert snapshot("present", vm=moref)["msg"].startswith(f"no VM with moref {moref} is in vCenter 127.0.0.1:")
+    lab.ask("POST", "/vm", {"vm": "web03", "registered": True})
+    assert snapshot("absent", vm=moref)["changed"]
