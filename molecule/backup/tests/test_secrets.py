@@ -40,10 +40,11 @@ def password(clean):
         host.check_output(f"rm -f {PATTERN} {FOUND}; systemctl stop canary 2>/dev/null; true")
 
 
-def test_the_password_shows_nowhere(clean, password):
+@pytest.mark.parametrize("transport", ["https", "vddk"])
+def test_the_password_shows_nowhere(clean, password, transport):
     everywhere = "/etc /home /opt /root /srv /tmp /usr/local /var /backup"
-    with clean.knobs(folder_bytes_per_second=60 * 1024**2):
-        run = clean.backup("-e", "vm_name=pgtest1", "-vvv")
+    with clean.knobs(folder_bytes_per_second=60 * 1024**2, nfc_bytes_per_second=60 * 1024**2):
+        run = clean.backup("-e", "vm_name=pgtest1", "-e", f"backup_transport={transport}", "-vvv")
     assert run.code == 0, run.output
     assert password not in run.output
     for host in (clean.hub, clean.node):

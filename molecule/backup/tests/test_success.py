@@ -45,25 +45,26 @@ def test_an_operator_reads_the_point_with_plain_tools(site):
 
 
 def test_what_the_guest_writes_meanwhile_is_not_in_the_point(clean):
-    before = len(clean.points())
+    before, keys = len(clean.points()), (2000, 2001, 16000)
     first, later = b"before the snapshot" * 27, b"written during the copy" * 200
-    clean.write("pgtest1", 16000, 5 * 1024**3, first)
-    with clean.knobs(folder_bytes_per_second=30 * 1024**2):
-        run = clean.start("--limit=pgtest1,hub1,node1")
-        clean.wait_for_copy("pgtest1")
-        for key in (2000, 2001, 16000):
-            clean.write("pgtest1", key, 1024**2, later)
-        output, _nothing = run.communicate(timeout=600)
-    assert run.returncode == 0, output
-    _manifest, disks = clean.compare("pgtest1")
-    assert all(disk.equal for disk in disks)
-    assert len(clean.points()) == before + 1
-    for key in (2000, 2001, 16000):
-        assert clean.read("pgtest1", key, 1024**2, len(later)) == later
+    with clean.restoring("pgtest1", [(16000, 5 * 1024**3, len(first)), *((key, 1024**2, len(later)) for key in keys)]):
+        clean.write("pgtest1", 16000, 5 * 1024**3, first)
+        with clean.knobs(folder_bytes_per_second=30 * 1024**2, nfc_bytes_per_second=30 * 1024**2):
+            run = clean.start("--limit=pgtest1,hub1,node1")
+            clean.wait_for_copy("pgtest1")
+            for key in keys:
+                clean.write("pgtest1", key, 1024**2, later)
+            output, _nothing = run.communicate(timeout=600)
+        assert run.returncode == 0, output
+        _manifest, disks = clean.compare("pgtest1")
+        assert all(disk.equal for disk in disks)
+        assert len(clean.points()) == before + 1
+        for key in keys:
+            assert clean.read("pgtest1", key, 1024**2, len(later)) == later
 
 
 def test_the_hub_offers_the_node_nothing_but_sshd(site):
-    with site.knobs(folder_bytes_per_second=30 * 1024**2):
+    with site.knobs(folder_bytes_per_second=30 * 1024**2, nfc_bytes_per_second=30 * 1024**2):
         run = site.start("--limit=pgtest1")
         site.wait_for_copy("pgtest1")
         address = site.lab_json["machines"][0]["address"]
@@ -84,15 +85,14 @@ def test_the_hub_offers_the_node_nothing_but_sshd(site):
     assert all("127.0.0.1:" in line for line in served.splitlines())
 
 
-def test_check_mode_says_what_it_would_do_and_does_nothing(clean):
-    before = clean.points()
-    run = clean.backup("-e", "vm_name=pgtest1", "--check")
-    assert run.code == 0, run.output
-    assert "nothing was done (check mode)" in run.output
-    assert clean.points() == before
-
-
 def test_only_the_node_reaches_vcenter(site):
     look = f"timeout 5 bash -c 'exec 3<>/dev/tcp/{site.lab_json['vcenter']['hostname']}/443'"
     assert site.node.run(look).rc == 0
     assert site.hub.run(look).rc != 0
+
+
+def test_one_of_two_vms_with_one_name_is_chosen_by_its_moref(clean):
+    chosen = next(vm for vm in clean.ask("/vms")["vms"] if "/test/" in vm["path"] and vm["name"] == "twin")
+    run = clean.backup("-e", "vm_name=twin", "-e", f"backup_moref={chosen['moref']}")
+    assert run.code == 0, run.output
+    assert any(chosen["instance_uuid"] in point for point in clean.points())
