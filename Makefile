@@ -5,7 +5,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help deps venv lab lab-ssh lab-reset lab-down provision demo test lint sanity unit scenarios molecule clean
+.PHONY: help deps venv lab lab-ssh lab-reset lab-down provision demo test lint sanity unit scenarios molecule bench clean
 
 INVENTORY ?= inventories/lab
 SCENARIO ?= default
@@ -52,7 +52,8 @@ demo: lab ## Back up a VM in the lab and compare every byte with the truth
 # --- end of demo
 
 test: lint sanity ## Everything that CI runs, the fast things first
-	pytest --exitfirst tests/unit tests/scenarios
+	pytest --exitfirst --numprocesses=auto tests/unit
+	pytest --exitfirst tests/scenarios
 
 lint: venv ## ruff, mypy, ansible-lint and the changelog's form
 	ruff check .
@@ -64,7 +65,7 @@ sanity: venv ## ansible-test sanity on the built artefact
 	tools/sanity
 
 unit: venv ## Unit tests, and modules against the real tools (ARGS=...)
-	pytest tests/unit $(ARGS)
+	pytest --numprocesses=auto tests/unit $(ARGS)
 
 scenarios: venv ## All molecule scenarios, in a lab of their own unless one is up
 	pytest tests/scenarios $(ARGS)
@@ -72,6 +73,9 @@ scenarios: venv ## All molecule scenarios, in a lab of their own unless one is u
 molecule: venv ## One molecule scenario by hand (SCENARIO=default ARGS=--destroy=never)
 	rm -rf build/molecule # whether there is a lab, create asks the lab
 	molecule test --scenario-name $(SCENARIO) $(ARGS)
+
+bench: venv ## Measure into build/bench.json, beside other tools (ONLY=row,row)
+	@PYTHONPATH=collections python -m tests.bench $(ONLY)
 
 clean: ## Remove what was built here; the lab and its state stay
 	rm -rf .venv build/venv build/artefact build/sanity build/mypy build/ruff build/pytest .ansible .hypothesis
