@@ -39,6 +39,7 @@ _HOLE = 256 << 20  # bytes of one request for zeroes
 _HOLES = 4  # such requests in flight
 _LOOK_EVERY = 1.0  # seconds, when nothing moves, until the word to stop is heard
 _BLANK = memoryview(bytes(CELL))
+_HUNG_UP = select.POLLHUP | select.POLLERR
 
 
 def depth(disks: int) -> int:
@@ -163,16 +164,23 @@ class _Ears:
                 self._events[descriptor] = events
         return dict(self._poll.poll(max(0, seconds) * 1000))
 
-    def tell(self, happened: dict[int, int]) -> None:
-        """Let the handles go on to which something happened; their callbacks run."""
+    def tell(self, happened: dict[int, int]) -> bool:
+        """Let the handles go on to which something happened; their callbacks run. Return whether one of them is dead.
+
+        It would wake every later wait, and with nothing to send on it nobody else would notice.
+        """
+        dead = False
         for descriptor, handle in self._handles:
             events = happened.get(descriptor, 0)
             if events & ~select.POLLOUT and handle.aio_get_direction() & libnbd.AIO_DIRECTION_READ:
                 handle.aio_notify_read()
             elif events & select.POLLOUT and handle.aio_get_direction() & libnbd.AIO_DIRECTION_WRITE:
                 handle.aio_notify_write()
+            if events & _HUNG_UP:
+                dead |= handle.aio_is_dead() or handle.aio_is_closed()
         if self._event in happened:
             os.eventfd_read(self._event)
+        return dead
 
 
 class Copy:
@@ -395,7 +403,8 @@ class Copy:
         elif began + waited - self._moved > self._stall:
             raise SendenseError(self._whose_fault(f"nothing moved for {self._stall:.0f} s"))
         self._note(waited, digesting=bool(digester and digester.busy))
-        self._ears.tell(happened)
+        if self._ears.tell(happened) and not self._failed:
+            raise SendenseError(self._whose_fault("the connection was closed"))
 
     def _note(self, waited: float, *, digesting: bool) -> None:
         """Note for whom we waited."""

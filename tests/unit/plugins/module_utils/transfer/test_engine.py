@@ -283,6 +283,16 @@ def test_a_side_that_is_killed_in_mid_copy_is_named(tmp_path, nbdkit, qemu_nbd, 
     assert time.monotonic() - killed[0] < 3
 
 
+def test_an_export_that_goes_while_the_source_is_awaited_ends_the_copy(tmp_path, nbdkit, qemu_nbd, copy):
+    source = nbdkit("--filter=delay", "pattern", "1M", "rdelay=10")
+    target = qemu_nbd("--format=qcow2", qcow2(tmp_path / "i.qcow2", 1 << 20))
+    threading.Timer(0.5, target.process.kill).start()
+    began = time.monotonic()
+    with pytest.raises(SendenseError, match=r"^the export hung up \(the connection was closed\)$"):
+        copy(source.uri, target.uri, [(0, 1 << 20)])
+    assert time.monotonic() - began < 5
+
+
 def test_a_copy_that_is_told_to_stop_says_that_another_failed(nbdkit, copy):
     stop = threading.Event()
     threading.Timer(0.3, stop.set).start()
