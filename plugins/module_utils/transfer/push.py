@@ -257,7 +257,7 @@ def push(
         opened = stack.enter_context(session(vcenter, folder.parent)) if lease else None
         for each in runs:
             each.start()
-        asked, heard = 0.0, time.monotonic()
+        asked = heard = time.monotonic()  # the lease is new
         try:
             while any(each.is_alive() for each in runs):
                 _write_status(folder, runs, "running", "")
@@ -274,7 +274,8 @@ def push(
             stop.set()
             for each in runs:
                 each.join()
-            return _write_status(folder, runs, "failed", f"{why}{_added(opened, lease)}")
+            lost = all(STOPPED in each.failure for each in runs if each.failure)  # what a disk met itself says more
+            return _write_status(folder, runs, "failed", f"{why if lost else ''}{_added(opened, lease)}")
         failed = any(each.failure for each in runs)
         return _write_status(folder, runs, "failed" if failed else "done", _added(opened, lease) if failed else "")
 
