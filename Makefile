@@ -5,7 +5,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help deps venv lab lab-ssh lab-reset lab-down provision demo test lint sanity unit scenarios molecule bench clean
+.PHONY: help deps venv lab lab-ssh lab-reset lab-down provision demo test lint sanity unit scenarios matrix molecule bench clean
 
 INVENTORY ?= inventories/lab
 SCENARIO ?= default
@@ -52,7 +52,7 @@ demo: lab ## Back up a VM in the lab and compare every byte with the truth
 # --- end of demo
 
 test: lint sanity ## Everything that CI runs, the fast things first
-	pytest --exitfirst --numprocesses=auto tests/unit
+	pytest --exitfirst --numprocesses=auto --dist=worksteal tests/unit
 	pytest --exitfirst tests/scenarios
 
 lint: venv ## ruff, mypy, ansible-lint and the changelog's form
@@ -65,10 +65,13 @@ sanity: venv ## ansible-test sanity on the built artefact
 	tools/sanity
 
 unit: venv ## Unit tests, and modules against the real tools (ARGS=...)
-	pytest --numprocesses=auto tests/unit $(ARGS)
+	pytest --numprocesses=auto --dist=worksteal tests/unit $(ARGS)
 
 scenarios: venv ## All molecule scenarios, in a lab of their own unless one is up
 	pytest tests/scenarios $(ARGS)
+
+matrix: venv ## The scenarios with every case of their slow matrices; test runs a sample
+	MATRIX=whole pytest tests/scenarios $(ARGS)
 
 molecule: venv ## One molecule scenario by hand (SCENARIO=default ARGS=--destroy=never)
 	rm -rf build/molecule # whether there is a lab, create asks the lab

@@ -68,6 +68,7 @@ def test_a_client_that_wrote_nothing_is_not_believed(clean, wrong):
     assert clean.points() == before
 
 
+@pytest.mark.matrix
 def test_one_that_outlives_its_controller_is_followed_by_the_next_run(clean, wrong):
     wrong("slow")
     process = clean.start(*BY_CLIENT)

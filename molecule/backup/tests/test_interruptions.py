@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 
+from tests.scenarios.matrix import cases
+
 DEATHS = {
     "qemu-nbd is killed": (
         "hub",
@@ -27,7 +29,7 @@ DEATHS = {
 ANEW = ("-e", "backup_resume=false")  # what a dead job left is taken away first
 
 
-@pytest.mark.parametrize(("where", "unit", "sentence"), DEATHS.values(), ids=DEATHS)
+@pytest.mark.parametrize(("where", "unit", "sentence"), cases(DEATHS, {"qemu-nbd is killed", "the tunnel is killed"}))
 def test_a_death_in_mid_copy_is_named_and_cleaned_up(clean, where, unit, sentence):
     before = clean.points()
     with clean.slow("web01", arguments=("-e", "backup_retries=0")) as (run, (job,)):

@@ -25,7 +25,7 @@ def test_never_more_snapshots_are_open_than_forks(site):
     assert 1 < site.ask("/stats")["max_open_snapshots"] <= 3
 
 
-@pytest.mark.parametrize("transport", ["https", "vddk"])
+@pytest.mark.parametrize("transport", ["https", pytest.param("vddk", marks=pytest.mark.matrix)])
 def test_every_disk_is_the_same_by_either_transport(clean, transport):
     run = clean.backup("--limit=pgtest1", "-e", f"backup_transport={transport}")
     assert run.code == 0, run.output

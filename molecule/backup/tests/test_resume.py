@@ -20,6 +20,8 @@ from typing import Any
 
 import pytest
 
+from tests.scenarios.matrix import cases
+
 VM = "nocbt1"
 FAST, SLOW = ({"folder_bytes_per_second": speed, "nfc_bytes_per_second": speed} for speed in (4 * 1024**2, 256 * 1024))
 
@@ -87,7 +89,7 @@ def booted(site: Any, job: str) -> bool:
     return False
 
 
-@pytest.mark.parametrize("death", DEATHS.values(), ids=DEATHS)
+@pytest.mark.parametrize("death", cases(DEATHS, {"the copy is killed", "the node is booted"}))
 def test_a_run_goes_on_after_a_death_in_mid_copy(clean, death):
     points = clean.points()
     with half_done(clean) as (run, job, disk):

@@ -40,7 +40,7 @@ def password(clean):
         host.check_output(f"rm -f {PATTERN} {FOUND}; systemctl stop canary 2>/dev/null; true")
 
 
-@pytest.mark.parametrize("transport", ["https", "vddk"])
+@pytest.mark.parametrize("transport", [pytest.param("https", marks=pytest.mark.matrix), "vddk"])
 def test_the_password_shows_nowhere(clean, password, transport):
     everywhere = "/etc /home /opt /root /srv /tmp /usr/local /var /backup"
     with clean.knobs(folder_bytes_per_second=60 * 1024**2, nfc_bytes_per_second=60 * 1024**2):

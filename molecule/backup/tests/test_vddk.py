@@ -112,6 +112,7 @@ def test_a_vm_that_stands_on_an_older_snapshot_is_read_through_its_chain(clean, 
             f"rm {VDDK}",
             f"there is no VDDK on this node: {VDDK} is missing; give node_vddk_archive and run the provision playbook",
             id="no library",
+            marks=pytest.mark.matrix,
         ),
         pytest.param(
             f"install -D /dev/null /opt/sendense/vddk/spoilt/lib64/libvixDiskLib.so.8 && ln -sfn spoilt {VDDK}",

@@ -12,6 +12,7 @@ from contextlib import contextmanager, nullcontext
 
 import pytest
 
+from tests.scenarios.matrix import cases
 from tests.scenarios.site import SLOW
 
 VCENTER = "vCenter, from node1"
@@ -159,8 +160,15 @@ BROKEN = {
     "the hub is away": (hub_away, [], {("hub1", "look at the host"), ("node1", "tunnel to hub1")}),
 }  # fmt: skip
 
+SAMPLE = {
+    "a privilege is missing and the clock is wrong",
+    "port 902 of the hosts is closed",
+    "there is no VDDK",
+    "the hub is away",
+}
 
-@pytest.mark.parametrize(("broken", "arguments", "expected"), BROKEN.values(), ids=BROKEN)
+
+@pytest.mark.parametrize(("broken", "arguments", "expected"), cases(BROKEN, SAMPLE))
 def test_what_is_broken_is_named(clean, broken, arguments, expected):
     with broken(clean):
         found = clean.failed(*arguments)

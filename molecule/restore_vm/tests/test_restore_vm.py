@@ -27,7 +27,10 @@ def essence(manifest):
     }
 
 
-@pytest.mark.parametrize(("vm", "transport"), [("pgtest1", "https"), ("uefi1", "https"), ("uefi1", "vddk")])
+@pytest.mark.parametrize(
+    ("vm", "transport"),
+    [("pgtest1", "https"), pytest.param("uefi1", "https", marks=pytest.mark.matrix), ("uefi1", "vddk")],
+)
 def test_a_restored_vm_is_backed_up_as_its_original_was(site, vm, transport):
     old = site.backup(vm)
     name = f"{vm}-{transport}"
@@ -86,6 +89,7 @@ def test_a_disk_is_written_over_one_of_an_existing_vm_after_its_name_was_said(si
             {},
             "there is no network dmz at DC0_C0; map VM Network to one of",
             id="an unknown network",
+            marks=pytest.mark.matrix,
         ),
         pytest.param(
             {"restore_name": "x"},
@@ -98,6 +102,7 @@ def test_a_disk_is_written_over_one_of_an_existing_vm_after_its_name_was_said(si
             {"read_only": ["datastore1"]},
             "datastore datastore1 is read-only on every host of DC0_C0",
             id="a read-only datastore",
+            marks=pytest.mark.matrix,
         ),
     ],
 )
@@ -127,7 +132,7 @@ def test_a_point_whose_image_is_not_whole_becomes_no_vm(site):
     assert "web02-again" not in site.vms()
 
 
-@pytest.mark.parametrize("transport", ["https", "vddk"])
+@pytest.mark.parametrize("transport", ["https", pytest.param("vddk", marks=pytest.mark.matrix)])
 def test_a_datastore_that_fills_up_leaves_no_vm(site, transport):
     site.have("uefi1")
     with site.knobs(upload_fault="NoDiskSpace", upload_fault_after=6 << 20):
@@ -138,7 +143,7 @@ def test_a_datastore_that_fills_up_leaves_no_vm(site, transport):
     assert "uefi1-full" not in site.vms()
 
 
-@pytest.mark.parametrize("transport", ["https", "vddk"])
+@pytest.mark.parametrize("transport", [pytest.param("https", marks=pytest.mark.matrix), "vddk"])
 def test_what_a_killed_restore_left_is_taken_away_by_the_next(site, transport):
     site.have("uefi1")
     name = f"uefi1-killed-{transport}"
