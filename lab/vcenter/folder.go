@@ -24,9 +24,8 @@ const folderPrefix = "/folder/"
 
 // serveFolder is vCenter's datastore browser: /folder/<path>?dcPath=<datacenter>&dsName=<datastore>.
 func (l *Lab) serveFolder(w http.ResponseWriter, r *http.Request) {
-	knobs := l.knobs.get()
-	sleep(knobs.FolderLatencyMS)
-	out := &meter{ResponseWriter: w, lab: l, rate: knobs.FolderBytesPerSecond}
+	sleep(l.knobs.get().FolderLatencyMS)
+	out := &meter{ResponseWriter: w, lab: l}
 	l.stats.Lock()
 	l.stats.folderCalls++
 	l.stats.Unlock()
@@ -120,12 +119,11 @@ func (g *guest) running() bool {
 	return !g.gone.Load() && g.runtime().PowerState == types.VirtualMachinePowerStatePoweredOn
 }
 
-// meter counts what goes out and, with a rate, holds it back.
+// meter counts what goes out and holds it back as the knob says.
 type meter struct {
 	http.ResponseWriter
 	lab  *Lab
 	disk *disk // whose file it is, nil for none
-	rate int64
 }
 
 func (m *meter) Write(p []byte) (int, error) {
@@ -138,9 +136,7 @@ func (m *meter) Write(p []byte) (int, error) {
 	m.lab.stats.Lock()
 	m.lab.stats.folderOut += int64(n)
 	m.lab.stats.Unlock()
-	if m.rate > 0 {
-		time.Sleep(time.Duration(n) * time.Second / time.Duration(m.rate))
-	}
+	m.lab.knobs.pass(int64(n), time.Time{}, func(k Knobs) int64 { return k.FolderBytesPerSecond })
 	return n, err
 }
 

@@ -64,6 +64,25 @@ func (k *knobs) get() Knobs {
 	return values
 }
 
+// pass waits while so many bytes, the first of them not before a time, pass at a rate, and returns when they have. The rate
+// is looked at again and again: what waits at a slow one need not wait for long once it is turned up.
+func (k *knobs) pass(bytes int64, from time.Time, rate func(Knobs) int64) time.Time {
+	if now := time.Now(); from.Before(now) {
+		from = now
+	}
+	for left := float64(bytes); left > 0; {
+		each := float64(rate(k.get()))
+		if each <= 0 {
+			break
+		}
+		step := min(left/each, 0.1)
+		left -= step * each
+		from = from.Add(time.Duration(step * float64(time.Second)))
+		time.Sleep(time.Until(from))
+	}
+	return from
+}
+
 // set changes what the JSON object names; an unknown name or a senseless value changes nothing.
 func (k *knobs) set(from io.Reader) error {
 	k.Lock()

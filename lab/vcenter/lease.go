@@ -287,8 +287,6 @@ func (t *tap) Read(p []byte) (int, error) {
 	if fault := newFault(knobs.UploadFault); fault != nil && all > knobs.UploadFaultAfter {
 		return 0, &uploadFault{fault}
 	}
-	if rate := knobs.UploadBytesPerSecond; rate > 0 {
-		time.Sleep(time.Duration(n) * time.Second / time.Duration(rate))
-	}
+	t.lease.lab.knobs.pass(int64(n), time.Time{}, func(k Knobs) int64 { return k.UploadBytesPerSecond })
 	return n, err
 }

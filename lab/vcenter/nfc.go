@@ -334,16 +334,7 @@ func (o *openDisk) allocated(to []byte, within storage.Range) []byte {
 
 // slow holds a read back as the knob says, and returns when the next one may be answered.
 func (o *openDisk) slow(next time.Time, bytes int) time.Time {
-	rate := o.guest.lab.knobs.get().NFCBytesPerSecond
-	if rate <= 0 {
-		return next
-	}
-	if now := time.Now(); next.Before(now) {
-		next = now
-	}
-	next = next.Add(time.Duration(float64(bytes) / float64(rate) * float64(time.Second)))
-	time.Sleep(time.Until(next))
-	return next
+	return o.guest.lab.knobs.pass(int64(bytes), next, func(k Knobs) int64 { return k.NFCBytesPerSecond })
 }
 
 // nfcStats counts what port 902 served.

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/vmware/govmomi/vim25/types"
 
@@ -116,5 +117,28 @@ func TestKnobsTakeOnlySense(t *testing.T) {
 	}
 	if err := k.set(strings.NewReader(`{"faults": {}}`)); err != nil || len(k.get().Faults) != 0 {
 		t.Errorf("faults stay: %v %+v", err, k.get())
+	}
+}
+
+func TestARateHoldsAndIsLookedAtAgain(t *testing.T) {
+	k := &knobs{values: defaultKnobs()}
+	rate := func(k Knobs) int64 { return k.NFCBytesPerSecond }
+	turn := func(to string) {
+		if err := k.set(strings.NewReader(to)); err != nil {
+			t.Error(err)
+		}
+	}
+	turn(`{"nfc_bytes_per_second": 1000000}`)
+	began := time.Now()
+	until := k.pass(150_000, k.pass(150_000, time.Time{}, rate), rate)
+	if took := time.Since(began); took < 300*time.Millisecond || time.Until(until) > 0 {
+		t.Errorf("300,000 bytes at 1 MB/s took %s", took)
+	}
+	turn(`{"nfc_bytes_per_second": 1}`)
+	time.AfterFunc(200*time.Millisecond, func() { turn(`{"nfc_bytes_per_second": 0}`) })
+	began = time.Now()
+	k.pass(1<<20, time.Time{}, rate)
+	if took := time.Since(began); took > 10*time.Second {
+		t.Errorf("what waited at 1 byte/s waited for %s more", took)
 	}
 }
