@@ -164,7 +164,7 @@ class DiskRun(threading.Thread):
 
     def _attempt(self, journal: Journal, keep: LeafFile) -> None:
         """Copy what is missing. Raises _SourceFailed, Interrupted when the export is out of reach, or what is final."""
-        disk = self._disk
+        disk, began = self._disk, time.monotonic()
         with contextlib.ExitStack() as stack:
             reader = stack.enter_context(served(disk.source, self._folder / f"{disk.key}.sock"))
             try:
@@ -196,6 +196,7 @@ class DiskRun(threading.Thread):
                     stall=max(STALLED, 2 * self._stall),  # _halted is first, and says more
                 )
                 self._take_up(copy, done, keep)
+                copy.progress.waited_source = time.monotonic() - began  # to open, map and sample it is to wait for it
                 copy.run(without(self._ranges, done), self._holes())
             except SendenseError as why:
                 if any(each.aio_is_dead() or each.aio_is_closed() for each in (target, *also)):

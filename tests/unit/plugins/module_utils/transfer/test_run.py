@@ -117,6 +117,7 @@ def test_a_disk_may_take_longer_to_be_opened_than_a_server_to_answer(datastore, 
     one = disk(2000)
     status = copy([replace(one, source=Slow(**asdict(one.source)))], *places)
     assert (status["state"], status["error"]) == ("done", "")
+    assert status["disks"][0]["waited_source"] >= 1
     assert identical(datastore, tmp_path, 2000)
 
 
