@@ -26,8 +26,9 @@ from lab.instance import Lab
 
 PROJECT = Path(os.environ["MOLECULE_PROJECT_DIRECTORY"])
 PATIENCE = 120.0  # seconds that a state may take to come about
-# Bytes per second and open disk, whichever way it is read, for copies that are to be disturbed: a small VM has 3 MiB.
-SLOW, SLOWER = ({"folder_bytes_per_second": speed, "nfc_bytes_per_second": speed} for speed in (200_000, 15_000))
+# Bytes per second and open disk, whichever way it is read, for copies that are to be disturbed: of a small VM 4 MiB are
+# sampled, then 3 MiB copied.
+SLOW, SLOWER = ({"folder_bytes_per_second": speed, "nfc_bytes_per_second": speed} for speed in (512 * 1024, 15_000))
 
 
 @dataclass(frozen=True)

@@ -24,9 +24,9 @@ import yaml
 
 from lab import simulator
 from tests.scenarios.matrix import cases
+from tests.scenarios.site import SLOW
 
 SECONDS = 60  # that a refusal may take here at most; on a quiet machine it is told within ten
-SLOW = 512 * 1024  # bytes per second: what there is of a small disk then takes six seconds
 OTHER = "other-00000000-20260101T000000Z"
 OTHER_UUID = "00000000-0000-4000-8000-000000000000"
 NAME = "sendense-web01-[0-9a-f]{8}-[0-9TZ]+"  # of the snapshot
@@ -177,7 +177,7 @@ def slowly(what: str, **back: Any) -> Callable[[Any], AbstractContextManager[Non
 
     @contextmanager
     def arranged(site: Any) -> Iterator[None]:
-        with site.knobs(folder_bytes_per_second=SLOW, nfc_bytes_per_second=SLOW):
+        with site.knobs(**SLOW):
             try:
                 yield
             finally:
