@@ -13,6 +13,8 @@ ARGS ?=
 
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
+# Sockets of the tests lie below it, and the path of a socket has room for 107 bytes.
+export TMPDIR := /tmp
 export MOLECULE_GLOB := molecule/*/molecule.yml
 export MOLECULE_EPHEMERAL_DIRECTORY := $(CURDIR)/build/molecule
 export MOLECULE_COMMAND_BORDERS := false
