@@ -49,6 +49,12 @@ def end(words: str) -> None:
     sys.exit(f"Error: {words}")
 
 
+def interrupted(_number: int, _frame: object) -> None:
+    """End at the first SIGTERM: systemd sends a second to what is left of a unit once its main process has ended."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    end("interrupted")
+
+
 def flags() -> argparse.Namespace:
     """Return the flags; those that the program does not know are an error."""
     parser = argparse.ArgumentParser(prog="sendense-backup-client", allow_abbrev=False)
@@ -140,7 +146,7 @@ def copy(source: Source, target: str) -> int:
 
 def main() -> None:
     """Run the command. Told to end, it does, and leaves its snapshot."""
-    signal.signal(signal.SIGTERM, lambda _number, _frame: end("interrupted"))
+    signal.signal(signal.SIGTERM, interrupted)
     given = flags()
     wrong = os.environ.get("CLIENT_STAND_IN") or (WRONGS.read_text().strip() if WRONGS.exists() else "")
     log(f"this is {VERSION} of the lab, not sendense-backup-client")
