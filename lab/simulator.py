@@ -28,6 +28,7 @@ from lab.shell import LabError, last_words, run, say, succeeds
 
 USER = "administrator@vsphere.local"
 NAME = "vcenter"
+PORTS = (443, 902)  # HTTPS, NFC
 HOSTNAME = "vcenter.lab.example"
 DATASTORES = ("datastore1", "data store 2")
 SOURCES = Path(__file__).parent / "vcenter"
@@ -35,13 +36,14 @@ SOURCES = Path(__file__).parent / "vcenter"
 
 @dataclass(frozen=True)
 class Files:
-    """Where one lab's vCenter keeps its things."""
+    """Where a vCenter of the lab keeps its things: the lab's own, or another one by its name."""
 
     lab: Lab
+    name: str = NAME
 
     @property
     def folder(self) -> Path:
-        return self.lab.state / NAME
+        return self.lab.state / self.name
 
     @property
     def password(self) -> Path:
@@ -62,6 +64,10 @@ class Files:
     @property
     def datastores(self) -> Path:
         return self.folder / "datastores"
+
+    @property
+    def truth(self) -> Path:
+        return self.lab.truth if self.name == NAME else self.folder / "truth"
 
     @property
     def control(self) -> Path:
@@ -129,21 +135,26 @@ def guests(lab: Lab) -> Path:
     return built(lab, "guests", fingerprint([deps.GUESTS.parent]), build, what="the guests' disks")
 
 
-def raise_vcenter(lab: Lab, net: Subnet, program: Path, disks: Path) -> bool:
-    """Start vCenter as far as it is not up with this program, these disks and this address; True when it was started."""
-    files, process = Files(lab), Process(lab, NAME)
+def raise_vcenter(
+    lab: Lab, net: Subnet, program: Path, disks: Path, *, name: str = NAME, ports: tuple[int, int] = PORTS
+) -> bool:
+    """Start vCenter as far as it is not up with this program, these disks and this address; True when it was started.
+
+    Another name and other ports (HTTPS, NFC) make another vCenter at the same address, with VMs of the same names.
+    """
+    files, process = Files(lab, name), Process(lab, name)
     wish = {"program": program.name, "guests": disks.name, "address": str(net.vcenter_server)}
     network.connect(lab, net, NAME, ["vcenter"])
     runs = read_json(files.folder / "runs.json")
-    if runs == wish and process.alive() and answers(lab):
+    if runs == wish and process.alive() and answers(lab, name):
         return False
     if runs and runs != wish and process.alive():
         say("vCenter's program or disks have changed: it starts anew")
     process.stop()
     if runs and runs["guests"] != wish["guests"]:
         remove(files.datastores)
-        remove(lab.truth)
-    for folder in (files.datastores, lab.truth):
+        remove(files.truth)
+    for folder in (files.datastores, files.truth):
         folder.mkdir(parents=True, exist_ok=True)
     if not files.password.exists():
         write(files.password, secrets.token_urlsafe(15) + "\n", 0o600)
@@ -155,15 +166,15 @@ def raise_vcenter(lab: Lab, net: Subnet, program: Path, disks: Path) -> bool:
             "nsenter",
             f"--net={network.NETNS / network.namespace(lab, NAME)}",
             program / "lab-vcenter",
-            *("--listen", f"{net.vcenter_server}:443"),
-            *("--nfc", f"{net.vcenter_server}:902"),
+            *("--listen", f"{net.vcenter_server}:{ports[0]}"),
+            *("--nfc", f"{net.vcenter_server}:{ports[1]}"),
             *("--user", USER),
             *("--password-file", files.password),
             *("--cert", files.certificate),
             *("--key", files.key),
             *("--datastores", files.datastores),
             *("--guests", disks),
-            *("--truth", lab.truth),
+            *("--truth", files.truth),
             *("--control", files.control),
         ]
     )
@@ -171,15 +182,15 @@ def raise_vcenter(lab: Lab, net: Subnet, program: Path, disks: Path) -> bool:
     def ready() -> bool:
         if started.poll() is not None:
             raise LabError(f"vCenter ended while it started: {last_words(process.said())}")
-        return answers(lab)
+        return answers(lab, name)
 
     wait_until(ready, 60, f"vCenter did not start in a minute; its log is {process.log}")
     return True
 
 
-def answers(lab: Lab) -> bool:
+def answers(lab: Lab, name: str = NAME) -> bool:
     try:
-        ask(lab, "GET", "/vms")
+        ask(lab, "GET", "/vms", name=name)
     except LabError:
         return False
     return True
@@ -261,9 +272,17 @@ class UnixConnection(http.client.HTTPConnection):
         self.sock.connect(str(self.path))
 
 
-def ask(lab: Lab, method: str, path: str, query: Mapping[str, Any] | None = None, body: bytes | None = None) -> bytes:
-    """One request to vCenter's control socket; its own sentence is raised when it refuses."""
-    connection = UnixConnection(Files(lab).control, timeout=600)
+def ask(
+    lab: Lab,
+    method: str,
+    path: str,
+    query: Mapping[str, Any] | None = None,
+    body: bytes | None = None,
+    *,
+    name: str = NAME,
+) -> bytes:
+    """One request to a vCenter's control socket; its own sentence is raised when it refuses."""
+    connection = UnixConnection(Files(lab, name).control, timeout=600)
     target = f"{path}?{urlencode(query)}" if query else path
     try:
         connection.request(method, target, body=body)

@@ -21,8 +21,10 @@ from typing import Any
 
 import pytest
 
-from lab import simulator
+from lab import network, simulator
+from lab.cache import remove
 from lab.instance import Lab
+from lab.process import Process
 from tests.scenarios.site import settled
 
 PROJECT = Path(os.environ["MOLECULE_PROJECT_DIRECTORY"])
@@ -115,17 +117,17 @@ class Site:
         """Restore a VM's newest point."""
         return self.end(self.start_restore(vm, **wishes))
 
-    def ask(self, path: str, **query: Any) -> Any:
-        """Return what vCenter's control socket answers."""
-        return json.loads(simulator.ask(self.lab, "GET", path, query))
+    def ask(self, path: str, *, vcenter: str = simulator.NAME, **query: Any) -> Any:
+        """Return what a vCenter's control socket answers."""
+        return json.loads(simulator.ask(self.lab, "GET", path, query, name=vcenter))
 
-    def vms(self) -> dict[str, dict[str, Any]]:
-        """Return the VMs that vCenter has, by name."""
-        return {each["name"]: each for each in settled(self.ask("/vms")["vms"])}
+    def vms(self, vcenter: str = simulator.NAME) -> dict[str, dict[str, Any]]:
+        """Return the VMs that a vCenter has, by name."""
+        return {each["name"]: each for each in settled(self.ask("/vms", vcenter=vcenter)["vms"])}
 
-    def vm(self, name: str) -> dict[str, Any]:
+    def vm(self, name: str, vcenter: str = simulator.NAME) -> dict[str, Any]:
         """Return one of them."""
-        return self.vms()[name]
+        return self.vms(vcenter)[name]
 
     def write(self, vm: str, key: int, offset: int, data: bytes) -> None:
         """Let the guest write."""
@@ -166,12 +168,12 @@ class Site:
         if shelf.exists():
             subprocess.run(["rm", "-r", "--", str(shelf)], check=True)
 
-    def differing(self, vm: str, truth: str) -> list[int]:
+    def differing(self, vm: str, truth: str, vcenter: str = simulator.NAME) -> list[int]:
         """Return the disks of a VM that do not hold, byte for byte, what those of another did at its last snapshot."""
-        kept = self.ask("/truth", vm=truth)
-        files = {disk["key"]: disk["file"] for disk in self.vm(vm)["disks"]}
+        kept, disks = self.ask("/truth", vm=truth), self.vm(vm, vcenter)["disks"]
+        files = {disk["key"]: disk["file"] for disk in disks}
         assert files.keys() == {disk["key"] for disk in kept["disks"]}
-        sizes = {disk["key"]: disk["capacity"] for disk in self.vm(vm)["disks"]}
+        sizes = {disk["key"]: disk["capacity"] for disk in disks}
         assert sizes == {disk["key"]: disk["capacity"] for disk in kept["disks"]}
         compare = ["qemu-img", "compare", "-q", "-f", "raw", "-F", "raw"]
         return [
@@ -237,3 +239,25 @@ def site(shared: Site) -> Iterator[Site]:
             shared.destroy(vm)
     assert left == {}
     assert new <= shared.made
+
+
+@pytest.fixture
+def other_vcenter(shared: Site) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Return the name of another vCenter, of another authority and account, and what a restore is told to go there."""
+    lab, name, port, ca = shared.lab, "other-vcenter", 8443, "/run/other-vcenter-ca.pem"
+    net, files = network.claim(lab), simulator.Files(lab, name)
+    try:
+        simulator.raise_vcenter(lab, net, simulator.binary(lab), simulator.guests(lab), name=name, ports=(port, 9902))
+        shared.node.check_output(f"umask 022; cat > {ca} <<'END'\n{files.ca.read_text()}END")
+        where = {
+            "restore_vcenter_hostname": str(net.vcenter_server),
+            "restore_vcenter_port": port,
+            "restore_vcenter_username": simulator.USER,
+            "restore_vcenter_password": files.password.read_text().strip(),
+            "restore_vcenter_ca_file": ca,
+        }
+        yield name, where
+    finally:
+        Process(lab, name).stop()
+        remove(files.folder)
+        shared.node.run(f"rm -f {ca}")

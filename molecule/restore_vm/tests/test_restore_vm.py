@@ -49,6 +49,17 @@ def test_a_restored_vm_is_backed_up_as_its_original_was(site, vm, transport):
     assert len(macs) == 2 * len(old["vm"]["config"]["nics"])
 
 
+def test_a_vm_comes_to_be_in_another_vcenter(site, other_vcenter):
+    site.have("web01")
+    name, where = other_vcenter
+    here = site.vms()
+    run = site.restore("web01", **where, restore_transport="https", restore_name="web01-moved")
+    assert run.code == 0, run.output
+    assert site.differing("web01-moved", "web01", vcenter=name) == []
+    assert site.vms() == here
+    assert not site.ask("/stats", vcenter=name)["sessions"]
+
+
 def test_three_disks_on_two_controllers_are_written_by_the_library_and_flushed(site):
     site.have("pgtest1")
     before = site.ask("/stats")["nfc"]
