@@ -77,7 +77,9 @@ def test_one_that_outlives_its_controller_is_followed_by_the_next_run(clean, wro
     run = clean.backup(*BY_CLIENT)
     assert run.code == 0, run.output
     assert f"went on with {found['name'].removeprefix('sbak-')}" in run.line("web01")
-    assert [disk.equal for disk in clean.compare("web01")[1]] == [True]
+    manifest, disks = clean.compare("web01")
+    assert [disk.equal for disk in disks] == [True]
+    assert manifest["consistency"]["quiesce_requested"] == "prefer", "as it was asked for by the run that is gone"
 
 
 def test_one_that_hangs_shows_the_password_in_its_argv_alone_and_leaves_nothing(clean, wrong):
