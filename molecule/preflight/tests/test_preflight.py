@@ -20,7 +20,7 @@ VCENTER = "vCenter, from node1"
 
 def test_the_lab_is_well_and_nothing_is_changed(clean):
     before = clean.state("web01")
-    code, output, report = clean.preflight()
+    code, output, report = clean.preflight("-e", "backup_cbt=enable")
     assert code == 0, output
     assert report["count"]["failed"] == 0
     wheres = {check["where"] for check in report["checks"]}
@@ -31,6 +31,7 @@ def test_the_lab_is_well_and_nothing_is_changed(clean):
         "tunnel to hub1",
         "way to ESXi host DC0_C0_H0",
         "privileges for vddk",
+        "privileges for cbt",
         "files of datastores",
     }
     assert clean.state("web01") == before
