@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import time
@@ -29,6 +30,22 @@ PATIENCE = 120.0  # seconds that a state may take to come about
 # Bytes per second and open disk, whichever way it is read, for copies that are to be disturbed: of a small VM 4 MiB are
 # sampled, then 3 MiB copied.
 SLOW, SLOWER = ({"folder_bytes_per_second": speed, "nfc_bytes_per_second": speed} for speed in (512 * 1024, 15_000))
+
+# What an administrator does by hand; the password comes by stdin.
+BY_HAND = """
+import ssl, sys, time
+from pyVim.connect import SmartConnect
+from pyVmomi import vim
+host, user, moref, act = sys.argv[1:]
+there = SmartConnect(host=host, user=user, pwd=sys.stdin.readline().strip(), sslContext=ssl._create_unverified_context())
+try:
+    task = eval("vm." + act, {"vm": vim.VirtualMachine(moref, there._stub)})
+    while task.info.state in ("queued", "running"):
+        time.sleep(0.1)
+    assert not task.info.error, task.info.error
+finally:
+    there.content.sessionManager.Logout()
+"""
 
 
 @dataclass(frozen=True)
@@ -69,13 +86,17 @@ class Site:
         self.lab_json["vcenter"]["password_file"] = Path(self.lab_json["vcenter"]["password_file"])
 
     def start(
-        self, *arguments: str, environment: dict[str, str] | None = None, inventory: str = "inventories/lab"
+        self,
+        *arguments: str,
+        playbook: str = "backup",
+        environment: dict[str, str] | None = None,
+        inventory: str = "inventories/lab",
     ) -> subprocess.Popen[str]:
-        """Start playbooks/backup.yml in a process group of its own."""
+        """Start a playbook in a process group of its own."""
         command = [
             "ansible-playbook",
             f"--inventory={PROJECT / inventory}",
-            f"{PROJECT}/playbooks/backup.yml",
+            f"{PROJECT}/playbooks/{playbook}.yml",
             *arguments,
         ]
         return subprocess.Popen(
@@ -135,9 +156,25 @@ class Site:
             return pytest.fail(done.stdout + done.stderr)
         return found
 
-    def ask(self, path: str, **query: Any) -> Any:
-        """Return what vCenter's control socket answers."""
-        return json.loads(simulator.ask(self.lab, "GET", path, query))
+    def ask(self, path: str, *, vcenter: str = simulator.NAME, **query: Any) -> Any:
+        """Return what a vCenter's control socket answers."""
+        return json.loads(simulator.ask(self.lab, "GET", path, query, name=vcenter))
+
+    def vms(self, vcenter: str = simulator.NAME) -> dict[str, dict[str, Any]]:
+        """Return the VMs that a vCenter has, by name."""
+        return {each["name"]: each for each in settled(self.ask("/vms", vcenter=vcenter)["vms"])}
+
+    def administrator(self, vm: str, act: str) -> None:
+        """Have an administrator do something to a VM by hand, such as ``PowerOffVM_Task()``, from the node."""
+        vcenter = self.lab_json["vcenter"]
+        words = ["python3", "-c", BY_HAND, vcenter["hostname"], vcenter["user"], self.vms()[vm]["moref"], act]
+        subprocess.run(
+            ["/usr/bin/python3", "-m", "lab", "ssh", "node1", shlex.join(words)],
+            cwd=PROJECT,
+            input=vcenter["password_file"].read_text(),
+            text=True,
+            check=True,
+        )
 
     def turn(self, settings: dict[str, Any]) -> None:
         """Turn knobs of vCenter."""
@@ -156,6 +193,15 @@ class Site:
             yield
         finally:
             self.turn({name: before[name] for name in settings})
+
+    @contextmanager
+    def moved(self, host: Any, path: str) -> Iterator[None]:
+        """Have what is at *path* of a machine away while the context lasts."""
+        host.check_output(f"mv {path} {path}.away")
+        try:
+            yield
+        finally:
+            host.check_output(f"mv {path}.away {path}")
 
     @contextmanager
     def slow(self, *vms: str, arguments: tuple[str, ...] = ()) -> Iterator[tuple[subprocess.Popen[str], list[str]]]:
@@ -200,7 +246,7 @@ class Site:
             "units": "systemctl list-units --all --plain --no-legend 'sendense-*-*'",
             # ssh of a tunnel that stays is nobody's leftover
             "processes": "pgrep -ax 'qemu-nbd|nbdkit|ssh' | grep -v -- ' -F /etc/sendense/tunnel/ssh_config '"
-            " ; pgrep -af 'module_utils[.]transfer[.](run|client)'",
+            " ; pgrep -af 'module_utils[.]transfer[.](run|client|push)'",
             "run": "find /run/sendense -mindepth 1 -not -path '*/leases' -not -path '*/progress' -not -name .lock",
             "work": "find /var/lib/sendense/jobs -mindepth 1 2>/dev/null",
             "partial": "find /backup/repository -name '*.partial' -o -name '*.gone' -o -name '.*.new' 2>/dev/null",

@@ -126,17 +126,7 @@ def partial(prepare: str) -> Callable[[Any], AbstractContextManager[None]]:
 
 def moved(machine: str, path: str) -> Callable[[Any], AbstractContextManager[None]]:
     """What is at *path* of a machine is away."""
-
-    @contextmanager
-    def arranged(site: Any) -> Iterator[None]:
-        host = getattr(site, machine)
-        host.check_output(f"mv {path} {path}.away")
-        try:
-            yield
-        finally:
-            host.check_output(f"mv {path}.away {path}")
-
-    return arranged
+    return lambda site: site.moved(getattr(site, machine), path)
 
 
 @contextmanager

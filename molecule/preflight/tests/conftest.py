@@ -7,15 +7,11 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 from pathlib import Path
 
 import pytest
 
 from tests.scenarios import site as scenarios
-
-PROJECT = Path(os.environ["MOLECULE_PROJECT_DIRECTORY"])
 
 
 class Site(scenarios.Site):
@@ -28,23 +24,13 @@ class Site(scenarios.Site):
         only = json.dumps(
             {"preflight_hubs": ["hub1"], "preflight_nodes": ["node1"], "preflight_report": str(self.folder / "report")}
         )
-        command = ["ansible-playbook", f"--inventory={PROJECT}/inventories/lab", f"{PROJECT}/playbooks/preflight.yml"]
-        return subprocess.Popen(
-            [*command, "-e", only, *arguments],
-            cwd=PROJECT,
-            env={**os.environ, "ANSIBLE_CONFIG": str(PROJECT / "ansible.cfg")},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-        )
+        return self.start("-e", only, *arguments, playbook="preflight")
 
     def ended(self, process):
         """Return exit code, output and report of a preflight once it has ended."""
-        output, _nothing = process.communicate(timeout=300)
-        report = self.folder / "report.json"
-        assert report.exists(), output
-        return process.returncode, output, json.loads(report.read_text())
+        run, report = self.end(process), self.folder / "report.json"
+        assert report.exists(), run.output
+        return run.code, run.output, json.loads(report.read_text())
 
     def preflight(self, *arguments):
         """Run playbooks/preflight.yml; returns its exit code, its output and its report."""
@@ -64,10 +50,6 @@ class Site(scenarios.Site):
         self.wait_for(f"VM {name}", whole)
         return process
 
-    def vms(self):
-        """Return the names of the VMs that vCenter has."""
-        return {each["name"] for each in self.ask("/vms")["vms"]}
-
     def failed(self, *arguments):
         """Return where and what failed in a preflight that has to fail."""
         code, output, report = self.preflight(*arguments)
@@ -84,8 +66,8 @@ def site(hub, node):
 @pytest.fixture
 def clean(site, tmp_path):
     """Return the site; a preflight leaves nothing behind."""
-    site.folder, before = tmp_path, (site.vms(), site.points())
+    site.folder, before = tmp_path, (site.vms().keys(), site.points())
     yield site
     assert site.leftovers() == {}
-    assert (site.vms(), site.points()) == before
+    assert (site.vms().keys(), site.points()) == before
     assert site.hub.run("ls -d /backup/repository.preflight").rc != 0

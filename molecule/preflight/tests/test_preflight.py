@@ -54,7 +54,7 @@ def test_a_trial_takes_away_one_that_was_killed_and_every_byte_it_wrote_comes_ba
         killed.communicate()
     assert {f"sendense-{job}", "trial1"} <= {
         each["name"] for each in clean.ask("/snapshots")["snapshots"]
-    } | clean.vms()
+    } | clean.vms().keys()
     code, output, report = clean.preflight(*clean.trial("trial2"))
     assert code == 0, output
     assert told(report) == [
@@ -118,22 +118,12 @@ def no_way_to_the_hub(site):
         site.word("heal", "node1")
 
 
-@contextmanager
 def no_vddk(site):
-    site.node.check_output("mv /opt/sendense/vddk/current /opt/sendense/vddk/hidden")
-    try:
-        yield
-    finally:
-        site.node.check_output("mv /opt/sendense/vddk/hidden /opt/sendense/vddk/current")
+    return site.moved(site.node, "/opt/sendense/vddk/current")
 
 
-@contextmanager
 def no_repository(site):
-    site.hub.check_output("mv /backup/repository/repository.json /backup/repository/hidden.json")
-    try:
-        yield
-    finally:
-        site.hub.check_output("mv /backup/repository/hidden.json /backup/repository/repository.json")
+    return site.moved(site.hub, "/backup/repository/repository.json")
 
 
 @contextmanager

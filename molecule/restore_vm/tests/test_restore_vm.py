@@ -32,13 +32,13 @@ def essence(manifest):
     [("pgtest1", "https"), pytest.param("uefi1", "https", marks=pytest.mark.matrix), ("uefi1", "vddk")],
 )
 def test_a_restored_vm_is_backed_up_as_its_original_was(site, vm, transport):
-    old = site.backup(vm)
+    old = site.back_up(vm)
     name = f"{vm}-{transport}"
     run = site.restore(vm, restore_name=name, restore_transport=transport, restore_power_on=True)
     assert run.code == 0, run.output
     assert site.differing(name, vm) == []
     assert site.vm(name)["power_state"] == "poweredOn"
-    new = site.backup(name)
+    new = site.back_up(name)
     was, became = essence(old), essence(new)
     if not was["annotation"]:
         assert became.pop("annotation") == f"Restored from {vm}, point {old['point']}"
@@ -72,12 +72,12 @@ def test_three_disks_on_two_controllers_are_written_by_the_library_and_flushed(s
 
 
 def test_a_disk_is_written_over_one_of_an_existing_vm_after_its_name_was_said(site):
-    site.backup("web03")
+    site.back_up("web03")
     site.write("web03", 2000, 1 << 20, b"damage" * 50_000)
     refused = site.restore("web03", restore_over="web03", restore_disks=[2000])
     assert refused.code != 0
     assert "VM web03 is poweredOn: switch it off first" in refused.told
-    site.administrator("web03", "PowerOffVM_Task")
+    site.administrator("web03", "PowerOffVM_Task()")
     try:
         unsaid = site.restore("web03", restore_disks=[2000])
         assert unsaid.code != 0
@@ -88,7 +88,7 @@ def test_a_disk_is_written_over_one_of_an_existing_vm_after_its_name_was_said(si
         assert site.differing("web03", "web03") == []
         assert site.vm("web03")["power_state"] == "poweredOff"
     finally:
-        site.administrator("web03", "PowerOnVM_Task")
+        site.administrator("web03", "PowerOnVM_Task()")
 
 
 @pytest.mark.parametrize(
@@ -130,8 +130,8 @@ def test_what_is_refused_leaves_nothing(site, wishes, knobs, sentence):
 
 
 def test_a_point_whose_image_is_not_whole_becomes_no_vm(site):
-    site.backup("web02")
-    point = max(site.points("web02").glob("*Z"))
+    site.back_up("web02")
+    point = max(site.shelf("web02").glob("*Z"))
     image = point / "disk-2000.qcow2"
     image.rename(point / "away")
     try:
