@@ -39,7 +39,7 @@ ENVIRONMENT = {
     "vcenter_username": "VMWARE_USER",
     "vcenter_password": "VMWARE_PASSWORD",
 }
-PATIENCE = 90.0  # seconds that a node which does not answer is asked again for its copy: it may be booting
+RECONNECT = 90  # seconds that a node which does not answer is asked again for what it does: it may be booting
 PAUSE = 3.0  # seconds between two asks
 QUEUE = 5.0  # seconds at most between two asks for what is busy
 TOLD = 60.0  # seconds between two words about what is waited for, and between two of progress when it is slow
@@ -74,6 +74,7 @@ class ActionModule(ActionBase):
         """Ask again for a copy until it has ended, or the task's patience has, and show how far it is."""
         progress, lost = Progress(task_vars.get("inventory_hostname", "")), 0.0
         began, patience = time.monotonic(), int(arguments.get("patience") or 0)
+        reconnect = int(arguments.get("reconnect", RECONNECT))
         while result.get("transfer", {}).get("state") == "running":
             progress.show(result["transfer"])
             if patience and not lost and time.monotonic() - began >= patience:
@@ -83,7 +84,7 @@ class ActionModule(ActionBase):
             again = self._once(name, arguments, task_vars)
             if not again.get("connection_lost"):
                 result, lost = {**again, "changed": True}, 0.0
-            elif lost and time.monotonic() - lost > PATIENCE:
+            elif lost and time.monotonic() - lost > reconnect:
                 return {**again, "changed": True}
             else:
                 lost = lost or time.monotonic()

@@ -142,6 +142,10 @@ options:
       With V(0) it ends with the copy.
     type: int
     default: 0
+  reconnect:
+    description: Seconds that the task asks again when the host does not answer, because it may be booting; then the task fails.
+    type: int
+    default: 90
 """
 
 EXAMPLES = r"""
@@ -421,7 +425,8 @@ def main() -> None:
             "stall": {"type": "int", "default": 300},
             "keep": {"type": "dict"},
             "wait": {"type": "int", "default": 10},
-            "patience": {"type": "int", "default": 0},  # of the action plugin, which calls again
+            "patience": {"type": "int", "default": 0},  # this and the next are of the action plugin, which calls again
+            "reconnect": {"type": "int", "default": 90},
         },
         supports_check_mode=True,
     )

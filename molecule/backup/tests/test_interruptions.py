@@ -56,8 +56,9 @@ def test_the_next_run_cleans_up_after_a_controller_that_is_gone(clean, end):
 def test_a_lost_node_is_cleaned_up_after_by_another_or_told(clean):
     """web03 has another node to remove its snapshot, web04 has none."""
     before = clean.points()
-    alone = json.dumps({"backup_other_nodes": "{{ [{'name': 'node2'}] if inventory_hostname == 'web03' else [] }}"})
-    with clean.slow("web03", "web04", arguments=("-e", alone)) as (run, (job, alone)):
+    others = "{{ [{'name': 'node2'}] if inventory_hostname == 'web03' else [] }}"
+    wishes = json.dumps({"backup_other_nodes": others, "backup_reconnect": 10})
+    with clean.slow("web03", "web04", arguments=("-e", wishes)) as (run, (job, alone)):
         clean.word("cut", "node1")
         try:
             ended = clean.end(run)

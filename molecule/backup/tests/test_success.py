@@ -54,7 +54,7 @@ def test_what_the_guest_writes_meanwhile_is_not_in_the_point(clean):
             clean.wait_for_copy("pgtest1")
             for key in keys:
                 clean.write("pgtest1", key, 1024**2, later)
-            output, _nothing = run.communicate(timeout=600)
+        output, _nothing = run.communicate(timeout=600)
         assert run.returncode == 0, output
         _manifest, disks = clean.compare("pgtest1")
         assert all(disk.equal for disk in disks)
@@ -78,7 +78,7 @@ def test_the_hub_offers_the_node_nothing_but_sshd(site):
         )
         seen = site.node.run(f'/usr/bin/python3 -c "{scan}"').stdout
         served = site.hub.run("ss -Htln 'sport >= 10100 and sport <= 10200'").stdout
-        output, _nothing = run.communicate(timeout=600)
+    output, _nothing = run.communicate(timeout=600)
     assert run.returncode == 0, output
     assert seen.strip() == "[22]"
     assert len(served.splitlines()) == 3
