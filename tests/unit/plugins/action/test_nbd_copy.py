@@ -164,14 +164,14 @@ def test_a_lost_connection_does_not_end_a_copy(clock, monkeypatch):
     assert Scripted(RUNNING, *lost, RUNNING, *lost, DONE).run(task_vars={})["transfer"]["state"] == "done"
 
 
-@pytest.mark.parametrize(("given", "seconds"), [({}, 90), ({"reconnect": "30"}, 30)])
-def test_a_node_that_stays_away_is_given_up(clock, monkeypatch, given, seconds):
+@pytest.mark.parametrize(("given", "seconds", "left"), [({}, 90, 19), ({"reconnect": "30"}, 30, 25)])
+def test_a_node_that_stays_away_is_given_up(clock, monkeypatch, given, seconds, left):
     monkeypatch.setattr(nbd_copy, "PAUSE", 10.0)
     plugin = Scripted(RUNNING, *[LOST] * 30, **given)
     result = plugin.run(task_vars={})
     assert result["failed"]
     assert result["msg"] == LOST["msg"]
-    assert clock.now == 1000 + seconds + 10
+    assert (clock.now, len(plugin.left)) == (1000 + seconds + 10, left)
 
 
 def test_a_task_without_patience_left_ends_before_the_copy_does(clock):
