@@ -68,6 +68,27 @@ class Run:
         return found[1].replace("''", "'") if found else f"no line for {vm} in: {self.output}"
 
 
+@contextmanager
+def inventory_slice(vm: str, **machines: str | list[str]) -> Iterator[Path]:
+    """Yield an inventory as a slice of AWX is: one VM, which says in these variables how hub and nodes are reached."""
+    told = subprocess.check_output([PROJECT / "inventories/lab/inventory.py", "--list"], text=True)
+    listed: dict[str, Any] = json.loads(told)
+    known = listed["_meta"]["hostvars"]
+
+    def described(machine: str | list[str]) -> Any:
+        return (
+            {"name": machine, **known[machine]} if isinstance(machine, str) else [described(each) for each in machine]
+        )
+
+    inventory = PROJECT / "build" / "slice-of-the-tests.json"
+    said = {**listed["all"]["vars"], **{variable: described(machine) for variable, machine in machines.items()}}
+    inventory.write_text(json.dumps({"vms": {"hosts": {vm: {}}, "vars": said}}), encoding="utf-8")
+    try:
+        yield inventory
+    finally:
+        inventory.unlink()
+
+
 def settled(vms: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return VMs without what their disks take on the datastore, which the file system beneath decides when it likes."""
     for vm in vms:
@@ -264,12 +285,6 @@ class Site:
         deltas = simulator.Files(self.lab).datastores.glob("*/*/*-0000*")
         found["vCenter: deltas"] = " ".join(str(path) for path in deltas)
         return {where: what for where, what in found.items() if what}
-
-    def lab_inventory(self) -> str:
-        """Return the lab's inventory as Ansible reads it."""
-        return subprocess.run(
-            [PROJECT / "inventories/lab/inventory.py", "--list"], capture_output=True, text=True, check=True
-        ).stdout
 
     def wait_for(self, what: str, state: Callable[[], Any]) -> Any:
         """Return the first truth that *state* gives; fail the test when there is none in time."""

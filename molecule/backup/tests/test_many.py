@@ -11,6 +11,8 @@ import re
 
 import pytest
 
+from tests.scenarios.site import inventory_slice
+
 VMS = ["pgtest1", "thin1", *(f"web{number:02}" for number in range(1, 11))]
 
 
@@ -64,13 +66,7 @@ def test_one_vm_that_fails_does_not_stop_another(clean):
 
 def test_a_slice_without_hub_and_node_is_told_how_to_reach_them(clean):
     """AWX gives a slice of the inventory to each job, and the VMs then say how their hub and nodes are reached."""
-    listed = json.loads(clean.lab_inventory())
-    known = listed["_meta"]["hostvars"]
-    hub, node, other = ({"name": name, **known[name]} for name in ("hub1", "node1", "node2"))
-    said = {**listed["all"]["vars"], "backup_hub": hub, "backup_node": node, "backup_other_nodes": [other]}
-    inventory = clean.lab.checkout / "build" / "slice-of-the-tests.json"
-    inventory.write_text(json.dumps({"vms": {"hosts": {"web10": {}}, "vars": said}}), encoding="utf-8")
-    run = clean.backup(inventory=str(inventory.relative_to(clean.lab.checkout)))
-    inventory.unlink()
+    with inventory_slice("web10", backup_hub="hub1", backup_node="node1", backup_other_nodes=["node2"]) as inventory:
+        run = clean.backup(inventory=str(inventory))
     assert run.code == 0, run.output
     assert run.line("web10").startswith("ok full"), run.output

@@ -6,49 +6,24 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import pytest
 
 VDDK = "/opt/sendense/vddk/current"
 BY_VDDK = ("-e", "backup_transport=vddk")
-# What an administrator does by hand; the password comes by stdin.
-SNAPSHOT = """
-import ssl, sys, time
-from pyVim.connect import SmartConnect
-from pyVmomi import vim
-host, user, moref, wish = sys.argv[1:]
-there = SmartConnect(host=host, user=user, pwd=sys.stdin.readline().strip(), sslContext=ssl._create_unverified_context())
-vm = vim.VirtualMachine(moref, there._stub)
-task = vm.RemoveAllSnapshots_Task() if wish == "none" else vm.CreateSnapshot_Task(wish, "", False, False)
-while task.info.state in ("queued", "running"):
-    time.sleep(0.1)
-assert task.info.state == "success", task.info.error
-there.content.sessionManager.Logout()
-"""
 
 
 @pytest.fixture
-def administrator(clean):
-    """Return ``administrator(vm, name)``, which takes a snapshot by hand; all of them go at the end."""
-    vcenter, vms = clean.lab_json["vcenter"], set()
+def snapshot(clean):
+    """Return ``snapshot(vm, name)``, which takes one by hand; all of them go at the end."""
+    vms = set()
 
     def take(vm, name):
-        moref = next(each["moref"] for each in clean.ask("/vms")["vms"] if each["name"] == vm)
         vms.add(vm)
-        command = f"python3 -c '{SNAPSHOT}' {vcenter['hostname']} {vcenter['user']} {moref} {name}"
-        subprocess.run(
-            [sys.executable, "-m", "lab", "ssh", "node1", command],
-            cwd=clean.lab.checkout,
-            input=vcenter["password_file"].read_text(),
-            text=True,
-            check=True,
-        )
+        clean.administrator(vm, f"CreateSnapshot_Task({name!r}, '', False, False)")
 
     yield take
     for vm in vms:
-        take(vm, "none")
+        clean.administrator(vm, "RemoveAllSnapshots_Task()")
 
 
 @pytest.fixture
@@ -93,8 +68,8 @@ def test_the_password_shows_in_no_process(clean):
     assert password not in output
 
 
-def test_a_vm_that_stands_on_an_older_snapshot_is_read_through_its_chain(clean, administrator):
-    administrator("pgtest1", "by-hand")
+def test_a_vm_that_stands_on_an_older_snapshot_is_read_through_its_chain(clean, snapshot):
+    snapshot("pgtest1", "by-hand")
     clean.write("pgtest1", 2001, 8192, b"written on the older snapshot" * 50)
     run = clean.backup("-e", "vm_name=pgtest1", *BY_VDDK)
     assert run.code == 0, run.output

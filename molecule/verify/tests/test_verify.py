@@ -19,6 +19,7 @@ from ansible_collections.sendense.backup.plugins.module_utils import digests
 from ansible_collections.sendense.backup.plugins.module_utils.repository import manifest, scan
 
 from lab.instance import Lab
+from tests.scenarios.site import inventory_slice
 
 PROJECT = Path(os.environ["MOLECULE_PROJECT_DIRECTORY"])
 INVENTORY = PROJECT / "inventories/lab"
@@ -111,21 +112,10 @@ def test_a_good_point_passes_and_boots(point, state, hub):
     assert state(point) == before
 
 
-@pytest.fixture
-def inventory_slice():
-    """Return an inventory as a slice of AWX is: one VM, which says how its hub is reached."""
-    listed = json.loads(subprocess.check_output([INVENTORY / "inventory.py", "--list"], text=True))
-    hub = {"name": "hub1", **listed["_meta"]["hostvars"]["hub1"]}
-    inventory = PROJECT / "build" / "slice-of-the-tests.json"
-    said = {**listed["all"]["vars"], "backup_hub": hub}
-    inventory.write_text(json.dumps({"vms": {"hosts": {"pgtest1": {}}, "vars": said}}), encoding="utf-8")
-    yield inventory
-    inventory.unlink()
-
-
-def test_what_is_young_enough_is_not_verified_again(point, inventory_slice):
-    young = ("-e", "verify_every_days=7", "-e", "verify_level=data")
-    code, told = play("verify", *young, inventory=inventory_slice)
+def test_what_is_young_enough_is_not_verified_again(point):
+    """With a slice of AWX, in which the VM says how its hub is reached."""
+    with inventory_slice("pgtest1", backup_hub="hub1") as inventory:
+        code, told = play("verify", "-e", "verify_every_days=7", "-e", "verify_level=data", inventory=inventory)
     assert code == 0, told
     assert "as seen on 20" in told
 
